@@ -1,0 +1,23 @@
+"""Importance sampling in ``tf.data`` and Keras.
+
+from pipeline import LossFeedback, importance_sampling
+from sampler import ImportanceSampler
+
+sampler = ImportanceSampler(num_samples(dataset))
+train = dataset.apply(importance_sampling(sampler, batch_size=128))
+model.fit(train, epochs=5, callbacks=[LossFeedback(model, sampler)])
+"""
+
+from pipeline.dataset import importance_dataset, importance_sampling
+from pipeline.feedback import LossFeedback
+from pipeline.losses import per_sample_loss, weighted_mean
+from pipeline.sources import num_samples
+
+__all__ = [
+    "LossFeedback",
+    "importance_dataset",
+    "importance_sampling",
+    "num_samples",
+    "per_sample_loss",
+    "weighted_mean",
+]

@@ -1,0 +1,16 @@
+"""Importance sampling by loss: the priority store, the draw schemes, the samplers.
+
+    from sampler import ImportanceSampler
+
+    sampler = ImportanceSampler(num_samples=50_000, seed=0)
+    draw = sampler.draw(batch_size=32)
+    sampler.update(draw.index, losses, step=draw.step)
+
+This package knows NumPy and numba, not TensorFlow; :mod:`pipeline` joins it to ``tf.data`` and Keras. Open
+:mod:`sampler.samplers` first.
+"""
+
+from sampler.samplers import Draw, ImportanceSampler, UniformSampler
+from sampler.stores import PriorityStore, ProportionalStore
+
+__all__ = ["Draw", "ImportanceSampler", "PriorityStore", "ProportionalStore", "UniformSampler"]

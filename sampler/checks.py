@@ -1,0 +1,97 @@
+"""Input checked in words: each function gives the value back, or says what was received and what is required.
+
+from sampler import checks
+checks.whole("batch_size", 32, least=1)         # 32
+checks.indices([3, 1], size=10)                 # array([3, 1])
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sampler import kernels
+
+Float64s = npt.NDArray[np.float64]
+Int64s = npt.NDArray[np.int64]
+
+LARGEST_STEP = int(np.iinfo(np.int32).max)  # a sample's newest step is kept in four bytes
+
+
+def whole(name: str, value: Any, *, least: int) -> int:
+    """An integer ≥ ``least``; ``TypeError`` or ``ValueError`` else."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def number(name: str, value: Any, least: float, most: float, *, top_open: bool = False) -> float:
+    """A float in [least, most], or in [least, most) where ``top_open``."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    inside = least <= result < most if top_open else least <= result <= most
+    if not inside:
+        bracket = ")" if top_open else "]"
+        raise ValueError(f"{name} must be in [{least:g}, {most:g}{bracket}, got {result:g}")
+    return result
+
+
+def indices(index: npt.ArrayLike, size: int) -> Int64s:
+    """A copy of ``index`` as (B,) int64 in [0, size)."""
+    given = np.asarray(index)
+    if given.dtype.kind not in "iu" and given.size:
+        hint = "use np.flatnonzero(mask)" if given.dtype.kind == "b" else "use .astype(np.int64)"
+        raise TypeError(f"index must be integers, got dtype {given.dtype}; {hint}")
+    if given.ndim != 1:
+        raise ValueError(f"index must have shape (B,), got shape {given.shape}; use index.reshape(-1)")
+    result = given.astype(np.int64)
+    outside = kernels.stranger(result, size)
+    if outside >= 0:
+        raise IndexError(f"index must be in [0, {size}), got {result[outside]} at position {outside}")
+    return result
+
+
+def per_sample(name: str, values: npt.ArrayLike, count: int) -> Float64s:
+    """``values`` as (count,) float64: one number for each index."""
+    given = np.asarray(values)
+    if given.dtype.kind in "cOSUmM":
+        raise TypeError(f"{name} must be real numbers, got dtype {given.dtype}")
+    if given.ndim == 0:
+        raise ValueError(
+            f"{name} must have one number for each of {count} indices, got a single number: it was reduced already. "
+            "Ask the loss for one per sample, for instance pipeline.per_sample_loss(loss)(y, y_pred), or "
+            "keras.losses.MeanSquaredError(reduction=None)(y, y_pred)"
+        )
+    if given.ndim != 1:
+        raise ValueError(
+            f"{name} must have shape ({count},), got shape {given.shape}; reduce it to one number per sample, for "
+            f"instance {name}.reshape({name}.shape[0], -1).mean(axis=1)"
+        )
+    if given.size != count:
+        raise ValueError(f"{name} must have one number for each of {count} indices, got {given.size}")
+    return given.astype(np.float64)
+
+
+def steps(step: npt.ArrayLike | None, count: int) -> Int64s | None:
+    """``step`` as (count,) int64, or None."""
+    if step is None:
+        return None
+    given = np.asarray(step)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"step must be an integer or (B,) integers, got dtype {given.dtype}")
+    if given.ndim > 1 or given.size not in (1, count):
+        raise ValueError(f"step must be one integer or have shape ({count},), got shape {given.shape}")
+    if given.min() < 0 or given.max() >= LARGEST_STEP:
+        raise ValueError(f"step must be in [0, {LARGEST_STEP}), got {given.min()} to {given.max()}")
+    return np.full(count, given, np.int64)

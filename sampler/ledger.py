@@ -1,0 +1,197 @@
+"""The ledger: which draws are in flight, and whose feedback still waits.
+
+Prefetching draws ahead of training, so what a draw knows would depend on timing unless it is ruled. With a lag
+of k, the draw of step n uses exactly the feedback of the steps up to n - k::
+
+    lag 2      draw 0   draw 1   draw 2   draw 3   ...
+    uses         -        -       ≤ 0      ≤ 1
+
+Feedback that comes earlier waits here; a draw for which some is missing has to wait (the sampler does the waiting).
+Draws that were never fed back stay here too: after a restart, or when an iteration was broken off, they are
+handed out again, unchanged.
+
+    ledger = Ledger(lag=2)
+    ledger.hand_out(draw)                        # a batch leaves
+    ledger.report(index, losses, steps)          # its feedback, whole or in parts
+    for flight in ledger.due(next_step): ...     # complete, in order of step
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Float64s = npt.NDArray[np.float64]
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+
+
+class Draw(NamedTuple):
+    """One batch of draws, frozen when it was made.
+
+    Attributes:
+        step: which draw of the sampler this is, counted from 0.
+        index: (B,) int64, the samples.
+        probability: (B,) float64 in (0, 1], expected number of times the sample is in the batch, over B.
+        weight: (B,) float32 > 0, the importance weight (1 / (N p)) ** β.
+    """
+
+    step: int
+    index: Int64s  # type: ignore[assignment]  # hides tuple.index, on purpose
+    probability: Float64s
+    weight: Float32s
+
+
+class Flight:
+    """A draw on its way, and the losses that have come back for it."""
+
+    __slots__ = ("draw", "losses", "reported")
+
+    def __init__(self, draw: Draw) -> None:
+        self.draw = draw
+        self.losses = np.zeros(draw.index.size, np.float64)
+        self.reported = np.zeros(draw.index.size, np.bool_)
+
+    @property
+    def complete(self) -> bool:
+        """Whether each of its B draws has been reported."""
+        return bool(self.reported.all())
+
+
+class Ledger:
+    """Draws in flight, ascending by step, for a lag of ``lag`` ≥ 1 steps."""
+
+    def __init__(self, lag: int) -> None:
+        self.lag = lag
+        self._flights: dict[int, Flight] = {}
+        self._again: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def hand_out(self, draw: Draw) -> None:
+        """Enter a draw that leaves the sampler."""
+        self._flights[draw.step] = Flight(draw)
+
+    def match(self, index: Int64s, steps: Int64s, next_step: int) -> list[tuple[Flight, Int64s, Int64s]]:
+        """Where each report belongs: ``(flight, its places, which reports)``; changes nothing.
+
+        Reports of steps that were complete before are left out. Raises ``ValueError`` for a step that
+        was not drawn yet and for a sample that was not in the draw of its step.
+        """
+        if steps.size and steps.max() >= next_step:
+            raise ValueError(
+                f"feedback for step {steps.max()}, but only {next_step} draws were made (steps 0 to "
+                f"{next_step - 1}); pass the step that came with the draw"
+            )
+        matched = []
+        for step in np.unique(steps):
+            flight = self._flights.get(int(step))
+            if flight is not None:
+                which = np.flatnonzero(steps == step)
+                places, known = _places(flight, index[which])
+                matched.append((flight, places, which[known]))
+        return matched
+
+    def report(self, matched: list[tuple[Flight, Int64s, Int64s]], losses: Float64s) -> None:
+        """Write the losses where ``match`` said they belong."""
+        for flight, places, which in matched:
+            flight.losses[places] = losses[which]
+            flight.reported[places] = True
+
+    def due(self, next_step: int) -> Iterator[Flight]:
+        """Take out the flights that the draw of ``next_step`` uses, in order, up to the first incomplete."""
+        for step in list(self._flights):
+            if step > next_step - self.lag or not self._flights[step].complete:
+                return
+            yield self._flights.pop(step)
+
+    def missing(self, next_step: int) -> tuple[int, int, int] | None:
+        """``(step, reported, B)`` of the oldest draw that the draw of ``next_step`` still waits for."""
+        for step, flight in self._flights.items():
+            if step > next_step - self.lag:
+                return None
+            if not flight.complete:
+                return step, int(flight.reported.sum()), flight.reported.size
+        return None
+
+    def rewind(self) -> None:
+        """Have every draw that is not completely fed back handed out again, oldest first."""
+        self._again = deque(step for step, flight in self._flights.items() if not flight.complete)
+
+    def again(self) -> Draw | None:
+        """The next draw to hand out again, or None."""
+        while self._again:
+            flight = self._flights.get(self._again[0])
+            if flight is not None and not flight.complete:
+                return flight.draw
+            self._again.popleft()  # its feedback came after all
+        return None
+
+    def handed_again(self) -> None:
+        """The draw that ``again`` named has left; what was reported of it so far will be reported anew."""
+        self._flights[self._again.popleft()].reported[:] = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything in flight as plain arrays, one entry for each draw in flight or each of its samples."""
+        flights = list(self._flights.values())
+        draws = [flight.draw for flight in flights]
+        return {
+            "step": np.array([draw.step for draw in draws], np.int64),
+            "size": np.array([draw.index.size for draw in draws], np.int64),
+            "index": _joined([draw.index for draw in draws], np.int64),
+            "probability": _joined([draw.probability for draw in draws], np.float64),
+            "weight": _joined([draw.weight for draw in draws], np.float32),
+            "losses": _joined([flight.losses for flight in flights], np.float64),
+            "reported": _joined([flight.reported for flight in flights], np.bool_),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave; what is not fed back will be handed out again."""
+        self._flights = {}
+        ends = np.cumsum(state["size"])
+        for step, size, end in zip(state["step"], state["size"], ends, strict=True):
+            part = slice(int(end - size), int(end))
+            columns = (state[name][part].copy() for name in ("index", "probability", "weight"))
+            flight = Flight(frozen(int(step), *columns))
+            flight.losses[:] = state["losses"][part]
+            flight.reported[:] = state["reported"][part]
+            self._flights[int(step)] = flight
+        self.rewind()
+
+
+def frozen(step: int, index: Int64s, probability: Float64s, weight: Float32s) -> Draw:
+    """A draw whose arrays cannot be written."""
+    for column in (index, probability, weight):
+        column.flags.writeable = False
+    return Draw(step, index, probability, weight)
+
+
+def _places(flight: Flight, index: Int64s) -> tuple[Int64s, Int64s]:
+    """The unreported places of ``flight`` that ``index`` fills, and which of ``index`` fill them."""
+    drawn = flight.draw.index
+    if not flight.reported.any() and np.array_equal(drawn, index):
+        everything = np.arange(index.size)
+        return everything, everything
+    strangers = np.flatnonzero(~np.isin(index, drawn))
+    if strangers.size:
+        raise ValueError(
+            f"sample {index[strangers[0]]} was not in the draw of step {flight.draw.step}; pass the index "
+            "and the step that came with the draw"
+        )
+    open_places = np.flatnonzero(~flight.reported)
+    open_places = open_places[np.argsort(drawn[open_places], kind="stable")]
+    order = np.argsort(index, kind="stable")
+    # The r-th report of a sample fills its r-th open place.
+    repeat = np.arange(index.size) - np.searchsorted(index[order], index[order])
+    place = np.searchsorted(drawn[open_places], index[order]) + repeat
+    fits = place < np.searchsorted(drawn[open_places], index[order], side="right")
+    return open_places[place[fits]], order[fits]
+
+
+def _joined(parts: list[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)

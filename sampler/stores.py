@@ -1,0 +1,263 @@
+"""The priority store: one priority for each sample, and the sample under a share of their sum.
+
+    from sampler.stores import ProportionalStore
+    store = ProportionalStore(4, initial_priority=1.0)
+    store.set(np.array([2]), np.array([5.0]))
+    store.find(np.array([0.0, 0.5, 0.99]))          # (array([0, 2, 3]), array([0.125, 0.625, 0.125]))
+
+A store knows nothing of losses, steps or weights. Samplers ask of it what ``PriorityStore`` lists, and any object
+that has these methods will do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sampler import kernels
+
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+
+
+class PriorityStore(Protocol):
+    """What a sampler needs of a store. ``uniform_fraction`` is λ in p = (1-λ) q/Σq + λ/N."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def total(self) -> float: ...
+
+    def fill(self, priorities: Float64s) -> None: ...
+
+    def set(self, index: Int64s, priorities: Float64s) -> None: ...
+
+    def find(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
+
+    def find_distinct(
+        self, count: int, offset: float, uniform_fraction: float = 0.0
+    ) -> tuple[Int64s, Float64s]: ...
+
+    def record(
+        self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float
+    ) -> int: ...
+
+    def priorities(self) -> Float64s: ...
+
+    def probabilities(self, uniform_fraction: float = 0.0) -> Float64s: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class ProportionalStore:
+    """Draws in proportion to priority, with a wide sum tree (see :mod:`sampler.kernels`).
+
+    Args:
+        num_samples: N ≥ 1.
+        initial_priority: of every sample, a finite number ≥ 0.
+
+    A priority is kept as float32, a positive one clamped into float32's normal range (1.2e-38 to 3.4e38);
+    sums are float64 and recomputed from their parts, so they do not drift. A sample whose share of the sum is
+    below float64's resolution (about 1e-16) has no chance worth the name.
+
+    About 4.5 bytes a sample. ``find`` and ``set`` cost O(B log N), ``priorities`` and ``probabilities`` O(N).
+    Not safe for threads by itself; the samplers lock.
+    """
+
+    def __init__(self, num_samples: int, *, initial_priority: float = 1.0) -> None:
+        self._size = num_samples
+        self._leaves, self._sums, self._starts = kernels.allocate(num_samples)
+        self.fill(np.full(num_samples, initial_priority))
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def total(self) -> float:
+        """The sum of all priorities, float64."""
+        return float(self._sums[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._leaves.nbytes + self._sums.nbytes + self._starts.nbytes
+
+    def fill(self, priorities: npt.ArrayLike) -> None:
+        """Replace all priorities, (N,) ≥ 0. O(N)."""
+        values = np.asarray(priorities)
+        leaves = self._leaves[: self._size]
+        np.clip(values, kernels.SMALLEST, kernels.LARGEST, out=leaves, casting="unsafe")
+        leaves[values <= 0.0] = 0.0
+        self._rebuild()
+
+    def set(self, index: Int64s, priorities: Float64s) -> None:
+        """Give the samples ``index`` (B,) their ``priorities`` (B,) ≥ 0."""
+        kernels.assign(self._leaves, index, priorities)
+        self._refresh(index)
+
+    def record(
+        self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float
+    ) -> int:
+        """Learn priorities (B,) of distinct samples from feedback; returns how many were new.
+
+        ``smoothing`` in [0, 1) is the share kept of the old priority, save for a sample whose ``newest``
+        (N,) is negative: its first counts whole. ``newest`` becomes ``steps`` (B,).
+        """
+        new: int = kernels.record(self._leaves, newest, index, steps, priorities, smoothing)
+        self._refresh(index)
+        return new
+
+    def find(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
+        """The samples under ``positions`` (B,) in [0, 1) of the cumulative p, and their p.
+
+        p = (1-λ) q/Σq + λ/N in index order. Returns ``index`` (B,) int64 and ``probability`` (B,) float64.
+        """
+        floor = self._floor(uniform_fraction)
+        if floor is None:
+            return self._find_uniform(positions)
+        total = self.total + floor * self._size
+        index, mass = self._search(positions * total, floor)
+        mass /= total
+        return index, mass
+
+    def find_distinct(
+        self, count: int, offset: float, uniform_fraction: float = 0.0
+    ) -> tuple[Int64s, Float64s]:
+        """``count`` distinct samples, ascending, with inclusion probabilities π = min(1, c p), Σπ = count.
+
+        Samples with c p ≥ 1 are taken for certain; the rest is searched at equal distances of 1 along the
+        cumulative π, from ``offset`` in [0, 1) on (Madow, 1949, *On the theory of systematic sampling,
+        II*). Returns ``index`` (count,) and π (count,). Raises ``ValueError`` where fewer samples have a chance.
+        """
+        floor = self._floor(uniform_fraction)
+        if floor is None:
+            return self._distinct_uniform(count, offset)
+        certain, held = self._take_certain(count, floor)
+        try:
+            index, inclusion = self._with_rest(certain, count - certain.size, offset, floor)
+            while (np.diff(index) == 0).any():  # two positions rounded onto one sample: ~1e-15 a draw
+                offset = (offset + 1e-6) % 1.0
+                index, inclusion = self._with_rest(certain, count - certain.size, offset, floor)
+            return index, inclusion
+        finally:
+            self.set(certain, held)
+
+    def priorities(self) -> Float64s:
+        """All priorities, a copy: (N,) float64."""
+        return self._leaves[: self._size].astype(np.float64)
+
+    def probabilities(self, uniform_fraction: float = 0.0) -> Float64s:
+        """Give p of every sample: (N,) float64, sums to 1."""
+        floor = self._floor(uniform_fraction)
+        if floor is None:
+            return np.full(self._size, 1.0 / self._size)
+        values = self.priorities()
+        values += floor
+        values /= self.total + floor * self._size
+        return values
+
+    def check(self) -> None:
+        """Raise ``AssertionError`` unless every sum is that of its children. For tests; O(N)."""
+        leaves, sums, _ = kernels.allocate(self._size)
+        leaves[:] = self._leaves
+        kernels.rebuild(leaves, sums, self._starts)
+        assert np.array_equal(sums, self._sums), "a sum is not that of its children"
+        assert np.isfinite(self._sums).all(), "a sum is not finite"
+        assert (self._leaves >= 0).all(), "a priority is not a number ≥ 0"
+        assert not self._leaves[self._size :].any(), "a leaf past the last sample has a priority"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The priorities, (N,) float32, as a copy; the sums follow from them."""
+        return {"priorities": self._leaves[: self._size].copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self._leaves[: self._size] = state["priorities"]
+        self._rebuild()
+
+    # The floor of p as a constant added to each priority; None where p is uniform.
+    def _floor(self, uniform_fraction: float) -> float | None:
+        if uniform_fraction >= 1.0 or self.total <= 0.0:
+            return None
+        return uniform_fraction / (1.0 - uniform_fraction) * self.total / self._size
+
+    def _find_uniform(self, positions: Float64s) -> tuple[Int64s, Float64s]:
+        index = np.minimum((positions * self._size).astype(np.int64), self._size - 1)
+        return index, np.full(index.size, 1.0 / self._size)
+
+    def _distinct_uniform(self, count: int, offset: float) -> tuple[Int64s, Float64s]:
+        # In whole numbers, so that no two fall together: sample t is floor((t N + s) / count).
+        start = min(int(offset * self._size), self._size - 1)
+        index = (np.arange(count, dtype=np.int64) * self._size + start) // count
+        return index, np.full(count, count / self._size)
+
+    def _take_certain(self, count: int, floor: float) -> tuple[Int64s, Float64s]:
+        """Take the samples with c p ≥ 1 out of the tree; returns them, ascending, and their priorities.
+
+        What is certain leaves, the rest shares the places that remain, and so more may become certain.
+        """
+        certain, held = np.empty(0, np.int64), np.empty(0, np.float64)
+        while certain.size < count:
+            mass = self._rest_mass(certain, floor)
+            if mass <= 0.0:
+                self.set(certain, held)
+                raise ValueError(
+                    f"{count} distinct samples were asked for, but only {certain.size} have a priority "
+                    "above 0; ask for fewer, or set uniform_fraction above 0"
+                )
+            places = count - certain.size
+            found = self._heavy(mass / places * (1.0 - 1e-12), floor)
+            found = np.setdiff1d(found, certain, assume_unique=True)[:places]
+            if found.size == 0:
+                break
+            held = np.concatenate([held, self._leaves[found].astype(np.float64)])
+            certain = np.concatenate([certain, found])
+            self.set(found, np.zeros(found.size))
+        order = np.argsort(certain)
+        return certain[order], held[order]
+
+    def _rest_mass(self, certain: Int64s, floor: float) -> float:
+        return self.total + floor * (self._size - certain.size)
+
+    def _with_rest(
+        self, certain: Int64s, places: int, offset: float, floor: float
+    ) -> tuple[Int64s, Float64s]:
+        """The certain samples and ``places`` of the rest, ascending, with their π."""
+        mass = self._rest_mass(certain, floor)
+        positions = (np.arange(places, dtype=np.float64) + offset) * (mass / max(places, 1))
+        # A certain sample is out of the tree, but its floor still lies there as a gap to be jumped over.
+        gaps = self._before(certain, floor) - floor * np.arange(certain.size)
+        positions += floor * np.searchsorted(gaps, positions, side="right")
+        rest, masses = self._search(positions, floor)
+        index = np.concatenate([certain, rest])
+        inclusion = np.concatenate([np.ones(certain.size), masses * (places / mass)])
+        order = np.argsort(index, kind="stable")
+        return index[order], np.minimum(inclusion[order], 1.0)
+
+    def _search(self, positions: Float64s, floor: float) -> tuple[Int64s, Float64s]:
+        index = np.empty(positions.size, np.int64)
+        mass = np.empty(positions.size, np.float64)
+        kernels.find(self._leaves, self._sums, self._starts, self._size, floor, positions, index, mass)
+        return index, mass
+
+    def _heavy(self, threshold: float, floor: float) -> Int64s:
+        found: Int64s = kernels.heavy(self._leaves, self._sums, self._starts, self._size, floor, threshold)
+        return found
+
+    def _before(self, index: Int64s, floor: float) -> Float64s:
+        before: Float64s = kernels.mass_before(
+            self._leaves, self._sums, self._starts, self._size, floor, index
+        )
+        return before
+
+    def _rebuild(self) -> None:
+        kernels.rebuild(self._leaves, self._sums, self._starts)
+
+    def _refresh(self, index: Int64s) -> None:
+        kernels.refresh(self._leaves, self._sums, self._starts, index)
