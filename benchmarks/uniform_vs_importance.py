@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import tyro
 from rich import box
@@ -22,11 +23,14 @@ from rich.table import Table
 
 import train
 
+Sampling = Literal["uniform", "importance"]
+Outcomes = dict[Sampling, train.Outcome]
+
 POINTS = 40  # of the budget at which the test loss is looked at
 TASKS = {"digits": 20, "checker": 4}  # epochs; of 43 and of 1,563 steps
-SAMPLINGS = ("uniform", "importance")
+SAMPLINGS: tuple[Sampling, ...] = ("uniform", "importance")
 SAME = 0.05  # relative difference of test losses below which they are called the same
-WIDTH = 110  # of the tables where the output is no terminal
+WIDTH = 120  # of the tables where the output is no terminal
 HEADINGS = (
     "sampling",
     "steps",
@@ -49,7 +53,7 @@ class Options:
     """Share of the epochs to train, for a quick look."""
 
 
-def main(options: Options) -> dict[str, dict[str, train.Outcome]]:
+def main(options: Options) -> dict[str, Outcomes]:
     """Train, print the tables, and give the outcomes by task and sampling."""
     train.import_tensorflow()
     console = Console()
@@ -65,7 +69,7 @@ def main(options: Options) -> dict[str, dict[str, train.Outcome]]:
     return outcomes
 
 
-def run(base: train.Config, sampling: str, console: Console) -> train.Outcome:
+def run(base: train.Config, sampling: Sampling, console: Console) -> train.Outcome:
     """Train as ``train.py --sampling`` does, looking at the test loss at forty points of the budget."""
     plan = train.prepare(replace(base, sampling=sampling))
     plan = replace(plan, config=replace(plan.config, evaluate_every=max(1, plan.steps // POINTS)))
@@ -82,7 +86,7 @@ def steps_to(outcome: train.Outcome, loss: float) -> int | None:
     return int(reached[0] or 0) if reached else None
 
 
-def table(task: str, outcomes: dict[str, train.Outcome]) -> Table:
+def table(task: str, outcomes: Outcomes) -> Table:
     """One row a sampling."""
     result = Table(title=task, title_justify="left", box=box.SIMPLE)
     for heading in HEADINGS:
@@ -102,7 +106,7 @@ def table(task: str, outcomes: dict[str, train.Outcome]) -> Table:
     return result
 
 
-def verdict(task: str, outcomes: dict[str, train.Outcome]) -> str:
+def verdict(task: str, outcomes: Outcomes) -> str:
     """Whether it paid, by test loss at equal steps, and what a step cost."""
     uniform, importance = outcomes["uniform"], outcomes["importance"]
     ratio = importance.test_loss / uniform.test_loss if uniform.test_loss else math.inf
@@ -116,8 +120,8 @@ def verdict(task: str, outcomes: dict[str, train.Outcome]) -> str:
         )
     if ratio <= 1 + SAME:
         return (
-            f"On {task} importance sampling did not pay: its test loss was {ratio:.2f} times uniform's, which is less than "
-            f"seeds differ by, in {cost:.2f} times the seconds."
+            f"On {task} importance sampling did not pay: its test loss was {ratio:.2f} times uniform's, a difference "
+            f"that another seed may turn round, in {cost:.2f} times the seconds."
         )
     return (
         f"On {task} importance sampling did not pay: its test loss was {ratio:.2f} times uniform's, in {cost:.2f} "

@@ -26,6 +26,7 @@ import logging
 import math
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -33,10 +34,11 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.sources import Array, Source, as_source
-from sampler import Draw
+from sampler import Draw, checks
 
 PATIENCE = 0.02  # seconds a call waits for feedback before it gives the thread back
 PREFETCH = 2
+COLUMNS = {"index": tf.int64, "weight": tf.float32, "probability": tf.float32, "step": tf.int64}
 
 logger = logging.getLogger("pipeline")
 
@@ -59,15 +61,16 @@ def importance_sampling(
     for one that is shuffled anew each time.
     """
 
+    checks.whole("batch_size", batch_size, least=1)
+    _prefetch(prefetch, sampler.feedback_lag)
+
     def apply(dataset: tf.data.Dataset) -> tf.data.Dataset:
         return importance_dataset(dataset, sampler, batch_size, prefetch=prefetch)
 
     return apply
 
 
-def importance_dataset(
-    source: Any, sampler: Any, batch_size: int, *, prefetch: int | None = None
-) -> tf.data.Dataset:
+def importance_dataset(source: Any, sampler: Any, batch_size: int, *, prefetch: int | None = None) -> tf.data.Dataset:
     """The same over any source: arrays, memory maps, a dataset, ``__len__`` and ``__getitem__``.
 
     Args:
@@ -75,8 +78,8 @@ def importance_dataset(
             sample weights; anything else is x.
         sampler, batch_size, prefetch: as for ``importance_sampling``.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = checks.whole("batch_size", batch_size, least=1)
+    ahead = _prefetch(prefetch, sampler.feedback_lag)
     data = as_source(source, size=len(sampler))
     if len(data) != len(sampler):
         raise ValueError(
@@ -84,12 +87,10 @@ def importance_dataset(
             f"sampler with num_samples={len(data)}"
         )
     if isinstance(data.spec, tuple) and len(data.spec) not in (1, 2, 3):
-        raise ValueError(
-            f"elements must be x, (x, y) or (x, y, sample_weight), got a tuple of {len(data.spec)}"
-        )
+        raise ValueError(f"elements must be x, (x, y) or (x, y, sample_weight), got a tuple of {len(data.spec)}")
     ahead = _prefetch(prefetch, sampler.feedback_lag)
     steps = math.ceil(len(sampler) / batch_size)
-    return _epoch(_Feeder(data, sampler, batch_size, steps), steps, ahead)
+    return _epoch(_Feeder(data, sampler, batch_size, steps), ahead)
 
 
 def _prefetch(prefetch: int | None, lag: int | None) -> int:
@@ -97,8 +98,7 @@ def _prefetch(prefetch: int | None, lag: int | None) -> int:
     most = math.inf if lag is None else lag - 1
     if prefetch is None:
         return int(min(PREFETCH, most))
-    if prefetch < 0:
-        raise ValueError(f"prefetch must be at least 0, got {prefetch}")
+    prefetch = checks.whole("prefetch", prefetch, least=0)
     if prefetch > most:
         raise ValueError(
             f"prefetch={prefetch} needs a feedback_lag of at least {prefetch + 1}, got {lag}: a draw made that far ahead "
@@ -107,29 +107,54 @@ def _prefetch(prefetch: int | None, lag: int | None) -> int:
     return prefetch
 
 
-def _epoch(feeder: _Feeder, steps: int, ahead: int) -> tf.data.Dataset:
-    """One epoch. Its last batch is not drawn ahead, so that an epoch drawn to its end was asked for to its end."""
+def _epoch(feeder: _Feeder, ahead: int) -> tf.data.Dataset:
+    """One epoch: calls that make batches, those drawn ahead, those that left, and what they look like outside.
 
-    def batches(iteration: tf.Tensor) -> tf.data.Dataset:
-        first = tf.data.Dataset.range(steps - 1).map(lambda _: feeder.batch(iteration))
-        last = tf.data.Dataset.range(1).map(lambda _: feeder.batch(iteration))
-        if ahead:
-            first = first.prefetch(ahead)
-        return first.concatenate(last).concatenate(nothing(iteration))
-
-    def nothing(iteration: tf.Tensor) -> tf.data.Dataset:
-        def end(_: tf.Tensor) -> tf.data.Dataset:
-            none = _call(feeder.end, [iteration], tf.int64)
-            return tf.data.Dataset.range(none).map(lambda _: feeder.batch(iteration))
-
-        return tf.data.Dataset.range(1).flat_map(end)
-
-    begin = tf.data.Dataset.range(1).map(lambda _: _call(feeder.begin, [], tf.int64))
-    return begin.flat_map(batches).apply(tf.data.experimental.assert_cardinality(steps))
+    A call that found feedback missing gives place -1 and is made again. After the last batch comes one more element, an
+    end without a draw, so that it is known whether the consumer asked on.
+    """
+    calls = tf.data.Dataset.counter().scan((tf.constant(0, tf.int64), tf.constant(0, tf.int64)), feeder.call)
+    ready = calls.filter(lambda place, *_: place >= 0).take(feeder.steps + 1)
+    if ahead:
+        ready = ready.prefetch(ahead)
+    epoch = ready.filter(feeder.leaves).map(feeder.element)
+    options = tf.data.Options()
+    # TensorFlow would draw ahead on its own account.
+    options.experimental_optimization.inject_prefetch = False
+    return epoch.apply(tf.data.experimental.assert_cardinality(feeder.steps)).with_options(options)
 
 
-def _call(function: Callable[..., Any], inputs: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-    return tf.ensure_shape(tf.numpy_function(function, inputs, dtype), ())
+class _Iterations:
+    """What is known of the iterations over one sampler's draws; the current one is the one that began last."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.current = 0
+        self.complete = False  # whether the consumer took the last batch of the current iteration,
+        self.ended = False  # and whether it asked on after that
+        self.updates = 0  # the sampler's count when the iteration began
+        self.warned = False
+
+    def begin(self, updates: int) -> int:
+        """A new iteration; returns its number, from 1 on."""
+        self.current += 1
+        self.complete, self.ended, self.updates = False, False, updates
+        return self.current
+
+    def broken_off(self, updates: int) -> bool:
+        """Whether the consumer left before it was done: before the last batch, or with it in its hands.
+
+        Keras takes the last batch and does not ask on. Where no loss ever came back nobody trains, and that is taken
+        for the end.
+        """
+        return self.current > 0 and not self.ended and (not self.complete or updates > 0)
+
+    def without_feedback(self, updates: int) -> bool:
+        """Whether the consumer took all batches and no loss came back."""
+        return self.complete and updates == self.updates
+
+
+_ITERATIONS: weakref.WeakKeyDictionary[Any, _Iterations] = weakref.WeakKeyDictionary()  # by sampler
 
 
 class _Feeder:
@@ -140,84 +165,83 @@ class _Feeder:
         self.sampler = sampler
         self.batch_size = batch_size
         self.steps = steps
-        self.lock = threading.Lock()
-        self.iteration = 0
-        self.drawn = 0  # batches of the current iteration
-        self.ended = False  # whether the consumer asked on after the last
-        self.updates = 0  # the sampler's count when the iteration began
-        self.warned = False
+        self.iterations = _ITERATIONS.setdefault(sampler, _Iterations())
 
     # --- in the graph ---
 
-    def batch(self, iteration: tf.Tensor) -> Any:
-        """One batch, as tensors. Calls ``next_batch`` until there is one."""
-        dtypes = [tf.int64, tf.float32, tf.float32, tf.int64, *self.source.dtypes]
+    def call(self, state: tuple[tf.Tensor, tf.Tensor], _: tf.Tensor) -> tuple[Any, Any]:
+        """One call of ``next_batch``. The state is the number of the iteration and the place in it, from 0 on."""
+        iteration, place = state
+        dtypes = [tf.bool, tf.int64, *COLUMNS.values(), *self.source.dtypes]
+        ready, iteration, *parts = tf.numpy_function(self.next_batch, [iteration, place], dtypes)
+        ready, iteration = tf.ensure_shape(ready, ()), tf.ensure_shape(iteration, ())
+        element = (tf.where(ready, place, -1), iteration, *parts)
+        return (iteration, place + tf.cast(ready, tf.int64)), element
 
-        def body(_: tf.Tensor, *__: tf.Tensor) -> list[tf.Tensor]:
-            ready, *parts = tf.numpy_function(self.next_batch, [iteration], [tf.bool, *dtypes])
-            return [tf.ensure_shape(ready, ()), *parts]
+    def leaves(self, place: tf.Tensor, iteration: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+        """Whether this is a batch. The last one is told when it leaves, and so is the end after it."""
 
-        nothing = [tf.zeros([0], dtype) for dtype in dtypes]
-        any_shape = [tf.TensorShape(None)] * len(dtypes)
-        _, *parts = tf.while_loop(
-            lambda ready, *_: tf.logical_not(ready),
-            body,
-            [tf.constant(False), *nothing],
-            shape_invariants=[tf.TensorShape([]), *any_shape],
-        )
+        def tell() -> tf.Tensor:
+            return tf.ensure_shape(tf.numpy_function(self.left, [iteration, place], tf.bool), ())
+
+        return tf.cond(place >= self.steps - 1, tell, lambda: tf.constant(True))
+
+    def element(self, _: tf.Tensor, __: tf.Tensor, *parts: tf.Tensor) -> Any:
+        """``(x, y, sampling)`` or ``(x, sampling)``, with the shapes that are known."""
+        columns = parts[: len(COLUMNS)]
         sampling = {
-            name: tf.ensure_shape(part, (self.batch_size,))
-            for name, part in zip(("index", "weight", "probability", "step"), parts[:4], strict=True)
+            name: tf.ensure_shape(part, (self.batch_size,)) for name, part in zip(COLUMNS, columns, strict=True)
         }
-        return _element(self.source.pack(parts[4:], self.batch_size), sampling)
+        return _element(self.source.pack(parts[len(COLUMNS) :], self.batch_size), sampling)
 
     # --- outside it ---
 
-    def next_batch(self, iteration: int) -> list[Any]:
-        """``[ready, index, weight, probability, step, *the source's arrays]``."""
-        self._check_current(iteration)
-        draw = self.sampler.poll(self.batch_size, seconds=PATIENCE)
+    def next_batch(self, iteration: int, place: int) -> list[Any]:
+        """``[ready, iteration, index, weight, probability, step, *the source's arrays]``."""
+        with self.iterations.lock:  # an iteration that has been replaced must not take a draw of the new one
+            if iteration == 0:
+                iteration = self._begin()
+            self._check_current(iteration)
+            if place == self.steps:
+                return [np.True_, np.int64(iteration), *self._nothing()]
+            draw = self.sampler.poll(self.batch_size, seconds=PATIENCE)
         if draw is None:
-            return [np.False_, *self._empty()]
-        with self.lock:
-            self.drawn += 1
-        return [np.True_, *_columns(draw), *self.source.take(draw.index)]
+            return [np.False_, np.int64(iteration), *self._nothing()]
+        return [np.True_, np.int64(iteration), *_columns(draw), *self.source.take(draw.index)]
 
-    def begin(self) -> np.int64:
+    def left(self, iteration: int, place: int) -> np.bool_:
+        """The consumer takes the last batch, or asks on after it; gives whether there is one for it."""
+        with self.iterations.lock:
+            if iteration == self.iterations.current:
+                self.iterations.complete = True
+                self.iterations.ended = bool(place == self.steps)
+                if self.iterations.ended:
+                    self._warn_without_feedback(self._updates())
+        return np.bool_(place < self.steps)
+
+    def _begin(self) -> int:
         """A new iteration begins: what an unfinished one left behind is handed out again first."""
-        with self.lock:
-            fed_back = self._fed_back()
-            broken_off = self.iteration > 0 and (self.drawn < self.steps or (fed_back and not self.ended))
-            self._warn_without_feedback()
-            if broken_off:
-                self.sampler.rewind()
-            self.iteration += 1
-            self.drawn, self.ended, self.updates = 0, False, self.sampler.summary()["updates"]
-            return np.int64(self.iteration)
+        updates = self._updates()
+        self._warn_without_feedback(updates)
+        if self.iterations.broken_off(updates):
+            self.sampler.rewind()
+        return self.iterations.begin(updates)
 
-    def end(self, iteration: int) -> np.int64:
-        """The consumer asked on after the last batch; there are no more."""
-        with self.lock:
-            if iteration == self.iteration:
-                self.ended = True
-                self._warn_without_feedback()
-            return np.int64(0)
-
-    def _fed_back(self) -> bool:
-        return bool(self.sampler.summary()["updates"] > self.updates)
+    def _updates(self) -> int:
+        return int(self.sampler.summary()["updates"])
 
     def _check_current(self, iteration: int) -> None:
-        if self.sampler.feedback_lag is not None and iteration != self.iteration:
+        if self.sampler.feedback_lag is not None and iteration != self.iterations.current:
             raise RuntimeError(
-                "another iteration over this dataset has begun. With a feedback_lag only one can go on at a time, or the "
-                "order of the draws would not be fixed; finish one first, or use feedback_lag=None"
+                "another iteration over this sampler's draws has begun. With a feedback_lag only one can go on at "
+                "a time, or the order of the draws would not be fixed; finish one first, or use feedback_lag=None"
             )
 
-    def _warn_without_feedback(self) -> None:
-        whole_pass = self.iteration > 0 and self.drawn >= self.steps
-        if self.warned or not whole_pass or self._fed_back() or not self.sampler.uses_feedback:
+    def _warn_without_feedback(self, updates: int) -> None:
+        silent = self.sampler.uses_feedback and self.iterations.without_feedback(updates)
+        if self.iterations.warned or not silent:
             return
-        self.warned = True
+        self.iterations.warned = True
         message = (
             "a whole pass over the data brought no losses back, so priorities cannot change; is "
             "LossFeedback(model, sampler) among fit's callbacks, or does the loop call sampler.update(...)?"
@@ -227,12 +251,9 @@ class _Feeder:
         except RuntimeWarning:  # warnings are errors here, but an iteration without training must go on
             logger.warning(message)
 
-    def _empty(self) -> list[Array]:
-        numbers = [np.zeros(0, dtype) for dtype in (np.int64, np.float32, np.float32, np.int64)]
-        return numbers + [
-            np.zeros(0, object if dtype == tf.string else dtype.as_numpy_dtype)
-            for dtype in self.source.dtypes
-        ]
+    def _nothing(self) -> list[Array]:
+        dtypes = [*COLUMNS.values(), *self.source.dtypes]
+        return [np.zeros(0, object if dtype == tf.string else dtype.as_numpy_dtype) for dtype in dtypes]
 
 
 def _columns(draw: Draw) -> list[Array]:

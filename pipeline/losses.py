@@ -12,7 +12,6 @@ made, or as here copied, with ``reduction=None``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -66,11 +65,12 @@ def weighted_mean(losses: Any, weight: Any) -> tf.Tensor:
         losses: (B,) float.
         weight: (B,) float; the importance weights, times sample weights of the user's own where there are any.
 
-    Raises ``ValueError`` for other shapes: (B, 1) times (B,) would silently become (B, B).
+    Raises ``ValueError`` for other shapes: (B, 1) times (B,) would silently become (B, B), and (1,) times (B,) one
+    weight for all.
     """
     losses = tf.convert_to_tensor(losses)
     weight = tf.cast(weight, losses.dtype)
-    if losses.shape.rank != 1 or weight.shape.rank != 1:
+    if losses.shape.rank != 1 or weight.shape.rank != 1 or not losses.shape.is_compatible_with(weight.shape):
         raise ValueError(
             f"losses and weight must both have shape (B,), got {tuple(losses.shape)} and {tuple(weight.shape)}"
         )
@@ -83,12 +83,18 @@ def unreduced(loss: str | keras.losses.Loss | Loss) -> Loss:
     if isinstance(resolved, type) and issubclass(resolved, keras.losses.Loss):
         resolved = resolved()
     if isinstance(resolved, keras.losses.Loss):
-        resolved = copy.copy(resolved)
-        resolved.reduction = None
-        return resolved  # type: ignore[no-any-return]
+        return _copy_without_reduction(resolved)
     if not callable(resolved):
         raise TypeError(f"loss must be a Keras loss, its name or a function, got {loss!r}")
     return _Function(resolved, name=_name(resolved))
+
+
+def _copy_without_reduction(loss: keras.losses.Loss) -> Loss:
+    """A shallow copy; ``copy.copy`` would go through Keras's serialisation, which knows no class of the user's own."""
+    copied = object.__new__(type(loss))
+    copied.__dict__.update(loss.__dict__)
+    copied.reduction = None
+    return copied
 
 
 class _Function(keras.losses.Loss):

@@ -65,25 +65,32 @@ class DenseColumn:
 
     def __init__(self, array: Array) -> None:
         self.array = array
-        self.dtypes = [tf.string if array.dtype.kind in "OSU" else tf.as_dtype(array.dtype)]
+        self.dtypes = [_dtype(array)]
 
     def __len__(self) -> int:
         return len(self.array)
 
     def take(self, index: Array) -> list[Array]:
-        return [self.array.take(index, axis=0)]
+        return [_plain(self.array.take(index, axis=0))]
 
     def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> tf.Tensor:
         return tf.ensure_shape(tensors[0], (batch_size, *self.array.shape[1:]))
 
 
 class RaggedColumn:
-    """A component of varying shape: the rows' values in one array, and where each row begins."""
+    """A component of varying shape: the rows' values in one array, and where each row begins.
 
-    def __init__(self, splits: list[Array], values: Array) -> None:
+    ``sizes`` has the static size of each of the element's axes that has splits, None where it varies.
+    """
+
+    def __init__(
+        self, splits: list[Array], values: Array, sizes: Sequence[int | None], dtype: tf.DType = tf.int64
+    ) -> None:
         self.splits = splits  # outermost first
         self.values = values
-        self.dtypes = [tf.int64] * len(splits) + DenseColumn(values).dtypes
+        self.sizes = list(sizes)
+        self.splits_dtype = dtype
+        self.dtypes = [tf.int64] * len(splits) + [_dtype(values)]
 
     def __len__(self) -> int:
         return len(self.splits[0]) - 1
@@ -97,21 +104,30 @@ class RaggedColumn:
 
     def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> tf.RaggedTensor:
         *splits, values = tensors
-        values = tf.ensure_shape(values, (None, *self.values.shape[1:]))
-        splits = [tf.ensure_shape(split, (None,)) for split in splits]
-        splits[0] = tf.ensure_shape(splits[0], (batch_size + 1,))
-        return tf.RaggedTensor.from_nested_row_splits(values, splits, validate=False)
+        packed = tf.ensure_shape(values, (None, *self.values.shape[1:]))
+        rows = [batch_size + 1] + [None] * (len(splits) - 1)
+        for split, size, count in reversed(list(zip(splits, self.sizes, rows, strict=True))):
+            split = tf.cast(tf.ensure_shape(split, (count,)), self.splits_dtype)
+            if size is None:
+                packed = tf.RaggedTensor.from_row_splits(packed, split, validate=False)
+            else:
+                size, nrows = tf.constant(size, split.dtype), tf.size(split, split.dtype) - 1
+                packed = tf.RaggedTensor.from_uniform_row_length(packed, size, nrows, validate=False)
+        return packed
 
 
 class SparseColumn:
     """A sparse component: coordinates and values of all rows, and where each row begins."""
 
-    def __init__(self, splits: Array, coordinates: Array, values: Array, shapes: Array) -> None:
+    def __init__(
+        self, splits: Array, coordinates: Array, values: Array, shapes: Array, static: tf.TensorShape
+    ) -> None:
         self.splits = splits
         self.coordinates = coordinates  # (all values, rank)
         self.values = values
         self.shapes = shapes  # (N, rank)
-        self.dtypes = [tf.int64, *DenseColumn(values).dtypes, tf.int64]
+        self.static = static  # what is known of the shape of all elements
+        self.dtypes = [tf.int64, _dtype(values), tf.int64]
 
     def __len__(self) -> int:
         return len(self.splits) - 1
@@ -126,11 +142,13 @@ class SparseColumn:
     def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> tf.SparseTensor:
         coordinates, values, shape = tensors
         rank = self.coordinates.shape[1] + 1
-        return tf.SparseTensor(
+        sparse = tf.SparseTensor(
             tf.ensure_shape(coordinates, (None, rank)),
             tf.ensure_shape(values, (None,)),
             tf.ensure_shape(shape, (rank,)),
         )
+        sparse.set_shape((batch_size, *self.static))
+        return sparse
 
 
 Column = DenseColumn | RaggedColumn | SparseColumn
@@ -157,6 +175,30 @@ class ColumnSource:
             packed.append(column.pack(tensors[first:end], batch_size))
             first = end
         return tf.nest.pack_sequence_as(self.spec, packed)
+
+
+def _dtype(array: Array) -> tf.DType:
+    """TensorFlow's dtype for the values of ``array``; ``TypeError`` where there is none."""
+    if array.dtype.kind in "SU":
+        return tf.string
+    if array.dtype.kind == "O":
+        if array.size and not isinstance(array.flat[0], (str, bytes)):
+            raise TypeError(
+                f"an array of objects must hold str or bytes, got {type(array.flat[0]).__name__}; make it an array "
+                "of numbers with .astype(...)"
+            )
+        return tf.string
+    try:
+        return tf.as_dtype(array.dtype.newbyteorder("="))
+    except TypeError:
+        raise TypeError(f"TensorFlow has no dtype for {array.dtype}; convert it with .astype(...)") from None
+
+
+def _plain(array: Array) -> Array:
+    """The same values in the form that TensorFlow takes over as it is: text as objects, numbers in native byte order."""
+    if array.dtype.kind == "U":
+        return array.astype(object)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _rows(splits: Array, rows: Array) -> tuple[Array, Array]:
@@ -188,6 +230,8 @@ def array_source(arrays: Any) -> ColumnSource:
         raise ValueError(
             f"all arrays must have the same length, got {', '.join(map(str, lengths)) or 'none'}"
         )
+    if lengths == [0]:
+        raise ValueError("the arrays are empty: a source needs at least one element")
     return ColumnSource(tf.nest.map_structure(lambda _: None, arrays), [DenseColumn(leaf) for leaf in leaves])
 
 
@@ -207,13 +251,15 @@ class ItemSource:
         self.items = items
         self.spec = tf.nest.map_structure(lambda _: None, first)
         self.examples = [np.asarray(leaf) for leaf in tf.nest.flatten(first)]
-        self.dtypes = [DenseColumn(example[None]).dtypes[0] for example in self.examples]
+        self.dtypes = [_dtype(example) for example in self.examples]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def take(self, index: Array) -> list[Array]:
-        rows = [tf.nest.flatten(element) for element in self._fetch(index.tolist())]
+        rows = [
+            self._leaves(i, element) for i, element in zip(index, self._fetch(index.tolist()), strict=True)
+        ]
         return [
             self._stack(example, [row[leaf] for row in rows], index)
             for leaf, example in enumerate(self.examples)
@@ -227,20 +273,41 @@ class ItemSource:
         return tf.nest.pack_sequence_as(self.spec, shaped)
 
     def _fetch(self, index: list[int]) -> Sequence[Any]:
-        if hasattr(self.items, "__getitems__"):
-            return self.items.__getitems__(index)  # type: ignore[no-any-return]
-        return [self.items[i] for i in index]
+        if not hasattr(self.items, "__getitems__"):
+            return [self.items[i] for i in index]
+        elements = list(self.items.__getitems__(index))
+        if len(elements) != len(index):
+            raise ValueError(f"__getitems__ gave {len(elements)} elements for {len(index)} indices")
+        return elements
+
+    def _leaves(self, i: int, element: Any) -> list[Any]:
+        try:
+            tf.nest.assert_same_structure(self.spec, element)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"element {i} has another structure than the first element: {error}") from None
+        return tf.nest.flatten(element)  # type: ignore[no-any-return]
 
     def _stack(self, example: Array, values: list[Any], index: Array) -> Array:
-        for i, value in zip(index, values, strict=True):
-            if np.shape(value) != example.shape:
+        arrays = [np.asarray(value) for value in values]
+        for i, array in zip(index, arrays, strict=True):
+            if array.shape != example.shape:
                 raise ValueError(
-                    f"element {i} has shape {np.shape(value)}, the first element had {example.shape}; all elements "
+                    f"element {i} has shape {array.shape}, the first element had {example.shape}; all elements "
                     "must have one shape: pad or crop them in __getitem__"
                 )
-        return np.stack(
-            [np.asarray(value, object if example.dtype.kind in "OSU" else example.dtype) for value in values]
-        )
+            if array.dtype != example.dtype and not _fits(array.dtype, example.dtype):
+                raise ValueError(
+                    f"element {i} has dtype {array.dtype}, the first element had {example.dtype}, which cannot hold "
+                    "it; give all elements one dtype in __getitem__"
+                )
+        dtype = object if example.dtype.kind in "OSU" else example.dtype.newbyteorder("=")
+        return np.stack([array.astype(dtype, copy=False) for array in arrays])
+
+
+def _fits(given: np.dtype[Any], dtype: np.dtype[Any]) -> bool:
+    if dtype.kind in "OSU":
+        return given.kind in "OSU"
+    return np.can_cast(given, dtype, "same_kind")
 
 
 # --- tf.data ----------------------------------------------------------------------------------------
@@ -268,6 +335,8 @@ def dataset_source(dataset: tf.data.Dataset, *, size: int) -> ColumnSource:
     Raises ``ValueError`` where the number of elements is another one, where the dataset is infinite, and where
     a ``shuffle`` would give the elements other indices the next time; ``TypeError`` for components that are not tensors.
     """
+    if size == 0:
+        raise ValueError("the dataset is empty: a source needs at least one element")
     _refuse_moving(dataset)
     _refuse_infinite_or_other_size(dataset, size)
     leaves = tf.nest.flatten(dataset.element_spec)
@@ -277,11 +346,11 @@ def dataset_source(dataset: tf.data.Dataset, *, size: int) -> ColumnSource:
         parts = tf.nest.flatten(chunk)
         count += int(_length(parts[0]))
         if count > size:
-            raise ValueError(_other_size(dataset, f"more than {size}", size))
+            raise ValueError(_other_size(dataset, None, size))
         for reader, part in zip(readers, parts, strict=True):
             reader.add(part)
     if count != size:
-        raise ValueError(_other_size(dataset, str(count), size))
+        raise ValueError(_other_size(dataset, count, size))
     spec = tf.nest.map_structure(lambda _: None, dataset.element_spec)
     return ColumnSource(spec, [reader.column() for reader in readers])
 
@@ -306,8 +375,8 @@ class _DenseReader:
 class _RaggedReader:
     """Collects rows of varying shape; gives a dense column after all where a dense component had one shape."""
 
-    def __init__(self, dense: bool) -> None:
-        self.dense = dense
+    def __init__(self, spec: tf.TensorSpec | tf.RaggedTensorSpec) -> None:
+        self.spec = spec
         self.lengths: list[list[Array]] = []
         self.values: list[Array] = []
 
@@ -319,10 +388,17 @@ class _RaggedReader:
         lengths = [np.concatenate(level) for level in zip(*self.lengths, strict=True)]
         values = np.concatenate(self.values)
         self.lengths, self.values = [], []
-        if self.dense and all(level.size and (level == level[0]).all() for level in lengths):
+        dense = isinstance(self.spec, tf.TensorSpec)
+        if dense and all(level.size and (level == level[0]).all() for level in lengths):
             shape = (len(lengths[0]), *(int(level[0]) for level in lengths), *values.shape[1:])
             return DenseColumn(values.reshape(shape))
-        return RaggedColumn([_splits(level) for level in lengths], values)
+        sizes = self.spec.shape[: len(lengths)]
+        return RaggedColumn(
+            [_splits(level) for level in lengths],
+            values,
+            sizes,
+            getattr(self.spec, "row_splits_dtype", tf.int64),
+        )
 
 
 class _SparseReader:
@@ -343,7 +419,7 @@ class _SparseReader:
             np.concatenate(part) for part in zip(*self.parts, strict=True)
         )
         self.parts = []
-        return SparseColumn(_splits(lengths), coordinates, values, shapes)
+        return SparseColumn(_splits(lengths), coordinates, values, shapes, self.shape)
 
 
 _Reader = _DenseReader | _RaggedReader | _SparseReader
@@ -351,7 +427,7 @@ _Reader = _DenseReader | _RaggedReader | _SparseReader
 
 def _reader(spec: Any, size: int) -> _Reader:
     if isinstance(spec, tf.RaggedTensorSpec):
-        return _RaggedReader(dense=False)
+        return _RaggedReader(spec)
     if isinstance(spec, tf.SparseTensorSpec):
         return _SparseReader(spec)
     if isinstance(spec, tf.TensorSpec):
@@ -361,14 +437,16 @@ def _reader(spec: Any, size: int) -> _Reader:
             )
         if spec.shape.is_fully_defined():
             return _DenseReader(spec, size)
-        return _RaggedReader(dense=True)
+        return _RaggedReader(spec)
     raise TypeError(
         f"components must be dense, ragged or sparse tensors, got {spec}; convert it with a map()"
     )
 
 
 def _chunk_size(leaves: list[Any]) -> int:
-    """How many elements to read at a time."""
+    """How many elements to read at a time; sparse ones of varying shape alone, since a batch keeps the largest shape."""
+    if any(isinstance(leaf, tf.SparseTensorSpec) and not leaf.shape.is_fully_defined() for leaf in leaves):
+        return 1
     known = [
         leaf.shape.num_elements() * max(leaf.dtype.size, 1)
         for leaf in leaves
@@ -393,18 +471,20 @@ def _refuse_infinite_or_other_size(dataset: tf.data.Dataset, size: int) -> None:
     if known == tf.data.INFINITE_CARDINALITY:
         num_samples(dataset)
     if known != size:
-        raise ValueError(_other_size(dataset, str(known), size))
+        raise ValueError(_other_size(dataset, known, size))
 
 
-def _other_size(dataset: tf.data.Dataset, count: str, size: int) -> str:
-    message = f"the dataset has {count} elements, the sampler {size} samples; they must be equal"
-    if _looks_batched(dataset, size):
+def _other_size(dataset: tf.data.Dataset, count: int | None, size: int) -> str:
+    """What to say of a dataset with ``count`` elements, None for more than ``size``."""
+    elements = f"more than {size}" if count is None else count
+    message = f"the dataset has {elements} elements, the sampler {size} samples; they must be equal"
+    if count is not None and _looks_batched(dataset, count, size):
         return message + "; its elements look like batches: apply unbatch() first, or remove batch()"
     return message + ": make the sampler with num_samples(dataset)"
 
 
-def _looks_batched(dataset: tf.data.Dataset, size: int) -> bool:
-    """Whether the components share a first axis of B, and ceil(N / B) is the number of elements."""
+def _looks_batched(dataset: tf.data.Dataset, count: int, size: int) -> bool:
+    """Whether the components share a first axis of B, and N / B, rounded up or down, is the number of elements."""
     firsts = set()
     for spec in tf.nest.flatten(dataset.element_spec):
         if spec.shape.rank is None or spec.shape.rank == 0:
@@ -416,8 +496,7 @@ def _looks_batched(dataset: tf.data.Dataset, size: int) -> bool:
     if batch is None:  # the first batch is a full one
         first = next(iter(dataset.take(1)), None)
         batch = 0 if first is None else _length(tf.nest.flatten(first)[0])
-    known = int(dataset.cardinality())
-    return known < 0 or (batch > 0 and (known - 1) * batch < size <= known * batch)
+    return batch > 1 and (count - 1) * batch < size < (count + 1) * batch
 
 
 def _refuse_moving(dataset: tf.data.Dataset) -> None:
@@ -447,4 +526,5 @@ def _shuffles(dataset: Any) -> Iterator[tuple[bool, bool]]:
             graph = getattr(getattr(function, "function", None), "graph", None)
             for operation in graph.get_operations() if graph is not None else ():
                 if operation.type.startswith("ShuffleDataset"):
-                    yield bool(operation.get_attr("reshuffle_each_iteration")), False
+                    seeds = [tf.get_static_value(seed) for seed in operation.inputs[2:4]]
+                    yield bool(operation.get_attr("reshuffle_each_iteration")), any(seeds)

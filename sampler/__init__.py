@@ -10,7 +10,7 @@ This package knows NumPy and numba, not TensorFlow; :mod:`pipeline` joins it to 
 :mod:`sampler.samplers` first.
 """
 
-from sampler.samplers import Draw, ImportanceSampler, UniformSampler
+from sampler.samplers import DivergedError, Draw, ImportanceSampler, UniformSampler
 from sampler.stores import PriorityStore, ProportionalStore
 
-__all__ = ["Draw", "ImportanceSampler", "PriorityStore", "ProportionalStore", "UniformSampler"]
+__all__ = ["DivergedError", "Draw", "ImportanceSampler", "PriorityStore", "ProportionalStore", "UniformSampler"]

@@ -21,8 +21,8 @@ Int64s = npt.NDArray[np.int64]
 LARGEST_STEP = int(np.iinfo(np.int32).max)  # a sample's newest step is kept in four bytes
 
 
-def whole(name: str, value: Any, *, least: int) -> int:
-    """An integer ≥ ``least``; ``TypeError`` or ``ValueError`` else."""
+def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
+    """An integer ≥ ``least`` (and ≤ ``most``); ``TypeError`` or ``ValueError`` else."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -31,15 +31,19 @@ def whole(name: str, value: Any, *, least: int) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}")
     return number
 
 
 def number(name: str, value: Any, least: float, most: float, *, top_open: bool = False) -> float:
     """A float in [least, most], or in [least, most) where ``top_open``."""
     try:
-        result = float(value)
+        result = None if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        result = None
+    if result is None:
+        raise TypeError(f"{name} must be a number, got {value!r}")
     inside = least <= result < most if top_open else least <= result <= most
     if not inside:
         bracket = ")" if top_open else "]"
@@ -95,3 +99,17 @@ def steps(step: npt.ArrayLike | None, count: int) -> Int64s | None:
     if given.min() < 0 or given.max() >= LARGEST_STEP:
         raise ValueError(f"step must be in [0, {LARGEST_STEP}), got {given.min()} to {given.max()}")
     return np.full(count, given, np.int64)
+
+
+def array(
+    name: str, value: npt.ArrayLike, like: npt.NDArray[Any], *, least: float | None = None
+) -> npt.NDArray[Any]:
+    """A copy of ``value`` of the shape and dtype of ``like``, for arrays that come out of a state."""
+    given = np.asarray(value)
+    if given.shape != like.shape:
+        raise ValueError(f"{name} must have shape {like.shape}, got {given.shape}")
+    if not np.can_cast(given.dtype, like.dtype, "same_kind"):
+        raise TypeError(f"{name} must be {like.dtype}, got {given.dtype}")
+    if least is not None and (given < least).any():
+        raise ValueError(f"{name} must be at least {least}, got {given.min()}")
+    return np.array(given, like.dtype)

@@ -63,13 +63,18 @@ def without_replacement(
     store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator
 ) -> Drawn:
     """B distinct samples with exact inclusion probabilities π; the probability given is π / B."""
-    if count > len(store):
-        raise ValueError(
-            f"{count} samples cannot be drawn without replacement from {len(store)}; ask for at most "
-            f"{len(store)}, or choose another scheme"
-        )
+    check_distinct(count, len(store))
     index, inclusion = store.find_distinct(count, generator.random(), uniform_fraction)
     return index, inclusion / count
+
+
+def check_distinct(count: int, size: int) -> None:
+    """``ValueError`` where ``count`` distinct samples are more than there are."""
+    if count > size:
+        raise ValueError(
+            f"{count} samples cannot be drawn without replacement from {size}; ask for at most "
+            f"{size}, or choose another scheme"
+        )
 
 
 NAMED: dict[str, Scheme] = {

@@ -51,6 +51,7 @@ SMALLEST = float(np.finfo(np.float32).tiny)  # the smallest normal float32
 LARGEST = float(np.finfo(np.float32).max)
 ALIGNMENT = 64  # bytes in a cache line: a node's sixteen leaves then share one
 MIXING_ROUNDS = 6
+MIXING_BITS = 8  # at least; fewer mix too little: at N = 8 a quarter of the orders would never come
 
 
 def compiled(function: Compiled) -> Compiled:
@@ -140,32 +141,32 @@ def find(
 ) -> float:
     """The sample under each position of the cumulative mass. O(B log N).
 
-    ``positions`` (B,) run from 0 to the total mass, ``sums[root] + floor * size``. Fills ``index`` (B,)
-    with the samples and ``mass`` (B,) with their masses, priority plus ``floor``. A
+    ``positions`` (B,) run from 0 to the total mass, ``sums[root] + floor * size``; ascending ones are
+    found faster. Fills ``index`` (B,) with the samples and ``mass`` (B,) with their masses, priority plus ``floor``. A
     sample of mass zero is never found, however the sums were rounded.
 
-    Before a level is searched, one number of each node is read in a loop of its own. These reads do not wait for
+    The upper levels, those with fewer nodes than there are positions, are not searched: the positions are laid
+    beside the nodes of the lowest of them in one pass. Before a level is searched, one number of each node is read in a loop of its own. These reads do not wait for
     each other, so the memory delivers them together, and the search finds them in the cache: a third less time at
     N = 10^6. Their sum is returned so that the compiler keeps them; it means nothing.
     """
     batch = positions.size
+    level, span = starts.size - 1, FANOUT**starts.size  # span: samples under one node of the level
+    while level > 0 and -(-size * FANOUT // span) <= batch:
+        level -= 1
+        span //= FANOUT
+    _walk(sums, starts[level], -(-size // span), floor * span, positions, index, mass)
     touched = 0.0
-    for draw in range(batch):
-        index[draw] = 0
-        mass[draw] = positions[draw]  # on the way down: what is left of the position
-    span = 1  # samples under one child
-    for _ in range(starts.size - 1):
-        span *= FANOUT
-    for level in range(starts.size - 2, -1, -1):
+    for below in range(level - 1, -1, -1):
+        span //= FANOUT
         nodes = -(-size // span)  # those with a sample below them
         for draw in range(batch):
-            touched += sums[starts[level] + index[draw] * FANOUT]
+            touched += sums[starts[below] + index[draw] * FANOUT]
         for draw in range(batch):
             node = index[draw] * FANOUT
-            child, left = _descend(sums, starts[level] + node, nodes - node, floor * span, mass[draw])
+            child, left = _descend(sums, starts[below] + node, nodes - node, floor * span, mass[draw])
             index[draw] = node + child
             mass[draw] = left
-        span //= FANOUT
     for draw in range(batch):
         touched += leaves[index[draw] * FANOUT]
     for draw in range(batch):
@@ -174,6 +175,30 @@ def find(
         index[draw] = node + child
         mass[draw] = leaves[node + child] + floor
     return touched
+
+
+@compiled
+def _walk(
+    sums: Float64s, start: int, nodes: int, floor: float, positions: Float64s, index: Int64s, left: Float64s
+) -> None:
+    """Lay the positions beside the nodes of one level: ``index`` becomes the node, ``left`` what is left there.
+
+    Ascending positions need one pass over both; one that goes back begins again at the first node.
+    """
+    node, before, after = 0, 0.0, sums[start] + floor
+    for draw in range(positions.size):
+        position = positions[draw]
+        if position < before:
+            node, before, after = 0, 0.0, sums[start] + floor
+        while position >= after and node < nodes - 1:
+            node += 1
+            before = after
+            after += sums[start + node] + floor
+        index[draw] = node
+        left[draw] = position - before
+        while sums[start + index[draw]] + floor <= 0.0 and index[draw] > 0:  # past the last with any mass
+            index[draw] -= 1
+            left[draw] = np.inf
 
 
 @compiled
@@ -197,9 +222,10 @@ def _descend(
     end3 = end2 + (values[first + child + 2] + floor)
     child += int(position >= end1) + int(position >= end2) + int(position >= end3)
     position -= _last_passed(position, end1, end2, end3)
-    # Rounding can carry a position past the last child that has any mass: step back onto it.
+    # Rounding can carry a position past the last child that has any mass: step back onto its end.
     while child > 0 and (child >= children or values[first + child] + floor <= 0.0):
         child -= 1
+        position = np.inf
     return child, position
 
 
@@ -294,7 +320,6 @@ def merge(
     losses: Float64s,
     steps: Int64s,
     newest: Int32s,
-    table: Int64s,
     merged_index: Int64s,
     merged_loss: Float64s,
     merged_step: Int64s,
@@ -302,37 +327,39 @@ def merge(
     """One loss for each sample: the mean of its finite ones. Returns ``(count, late)``.
 
     Losses that are not finite are passed over, and so are those whose step is older than the
-    ``newest`` (N,) known of the sample (``late`` counts them). ``table`` is scratch for a hash table, a power
-    of two of at least 2 B entries. The results, in order of first appearance, are the first ``count``
-    entries of ``merged_index``, ``merged_loss`` and ``merged_step``, (B,) each. O(B).
+    ``newest`` (N,) known of the sample (``late`` counts them). The results, in order of first appearance, are the first
+    ``count`` entries of ``merged_index``, ``merged_loss`` and ``merged_step``, (B,) each. O(B).
+
+    To find a sample again that came before, no table is needed: where ``newest`` holds its step, -1 or more, the number
+    of its entry stands for the time being, as -2 or less. In the end ``newest`` is as it was.
     """
-    table[:] = -1
-    mask = table.size - 1
-    repeats = np.zeros(index.size, np.int64)
+    former = np.empty(index.size, np.int32)
+    repeats = np.empty(index.size, np.int64)
     count = 0
     late = 0
     for report in range(index.size):
         sample = index[report]
+        known = newest[sample]
+        entry = -2 - known
         if not np.isfinite(losses[report]):
             continue
-        if steps[report] < newest[sample]:
+        if steps[report] < (known if entry < 0 else former[entry]):
             late += 1
-            continue
-        slot = (sample * 0x9E3779B1 >> 7) & mask
-        while table[slot] >= 0 and merged_index[table[slot]] != sample:
-            slot = (slot + 1) & mask
-        entry = table[slot]
-        if entry < 0:
-            entry = count
-            table[slot] = entry
-            merged_index[entry] = sample
-            merged_loss[entry] = 0.0
-            merged_step[entry] = steps[report]
+        elif entry < 0:
+            merged_index[count] = sample
+            merged_loss[count] = losses[report]
+            merged_step[count] = steps[report]
+            former[count] = known
+            repeats[count] = 1
+            newest[sample] = -2 - count
             count += 1
-        # A running mean: a sum of two losses near the largest number would overflow.
-        repeats[entry] += 1
-        merged_loss[entry] += losses[report] / repeats[entry] - merged_loss[entry] / repeats[entry]
-        merged_step[entry] = max(merged_step[entry], steps[report])
+        else:
+            # A running mean: a sum of two losses near the largest number would overflow.
+            repeats[entry] += 1
+            merged_loss[entry] += losses[report] / repeats[entry] - merged_loss[entry] / repeats[entry]
+            merged_step[entry] = max(merged_step[entry], steps[report])
+    for entry in range(count):
+        newest[merged_index[entry]] = former[entry]
     return count, late
 
 
@@ -394,11 +421,11 @@ def shuffle(uniforms: Float64s, index: Int64s, probability: Float64s) -> None:
 def permuted(keys: npt.NDArray[np.uint64], size: int, first: int, index: Int64s) -> None:
     """Entries ``first, first + 1, ...`` of a permutation of ``range(size)`` named by ``keys`` (12,).
 
-    The permutation is computed, not stored: a bijection of the next power of two, made of
+    The permutation is computed, not stored: a bijection of the next power of two, 256 or more, made of
     steps that can each be undone (add a key, multiply by an odd key, xor with the upper half), is
-    walked until it lands below ``size``, on average fewer than two times. O(B).
+    walked until it lands below ``size``, on average fewer than two times where ``size`` is above 128. O(B).
     """
-    bits = 1
+    bits = MIXING_BITS
     while (1 << bits) < size:
         bits += 1
     mask = np.uint64((1 << bits) - 1)
@@ -429,6 +456,7 @@ def weigh(
         if beta != 1.0:
             value = value**beta
         weight[draw] = value
+        value = np.float64(weight[draw])  # what is given out, so that weights of 1 add up to B exactly
         total += value
         squares += value * value
         largest = max(largest, value)

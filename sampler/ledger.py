@@ -25,9 +25,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sampler import checks
+
 Float64s = npt.NDArray[np.float64]
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
+
+
+# What a state keeps of every sample in flight.
+COLUMNS: dict[str, type] = {
+    "index": np.int64,
+    "probability": np.float64,
+    "weight": np.float32,
+    "losses": np.float64,
+    "reported": np.bool_,
+}
 
 
 class Draw(NamedTuple):
@@ -143,24 +155,32 @@ class Ledger:
         return {
             "step": np.array([draw.step for draw in draws], np.int64),
             "size": np.array([draw.index.size for draw in draws], np.int64),
-            "index": _joined([draw.index for draw in draws], np.int64),
-            "probability": _joined([draw.probability for draw in draws], np.float64),
-            "weight": _joined([draw.weight for draw in draws], np.float32),
-            "losses": _joined([flight.losses for flight in flights], np.float64),
-            "reported": _joined([flight.reported for flight in flights], np.bool_),
+            "index": _joined([draw.index for draw in draws], "index"),
+            "probability": _joined([draw.probability for draw in draws], "probability"),
+            "weight": _joined([draw.weight for draw in draws], "weight"),
+            "losses": _joined([flight.losses for flight in flights], "losses"),
+            "reported": _joined([flight.reported for flight in flights], "reported"),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave; what is not fed back will be handed out again."""
-        self._flights = {}
-        ends = np.cumsum(state["size"])
-        for step, size, end in zip(state["step"], state["size"], ends, strict=True):
-            part = slice(int(end - size), int(end))
-            columns = (state[name][part].copy() for name in ("index", "probability", "weight"))
-            flight = Flight(frozen(int(step), *columns))
-            flight.losses[:] = state["losses"][part]
-            flight.reported[:] = state["reported"][part]
-            self._flights[int(step)] = flight
+    def load_state_dict(self, state: dict[str, Any], *, next_step: int) -> None:
+        """Take back what ``state_dict`` gave; what is not fed back will be handed out again.
+
+        Raises ``ValueError``, ``TypeError`` or ``KeyError`` where the arrays do not fit together; nothing is
+        changed then.
+        """
+        steps, sizes = _checked_steps(state, next_step)
+        columns = [
+            checks.array(name, state[name], np.empty(sizes.sum(), dtype)) for name, dtype in COLUMNS.items()
+        ]
+        flights = {}
+        for step, end, size in zip(steps.tolist(), np.cumsum(sizes), sizes, strict=True):
+            index, probability, weight, losses, reported = (
+                column[end - size : end].copy() for column in columns
+            )
+            flights[step] = Flight(frozen(step, index, probability, weight))
+            flights[step].losses[:] = losses
+            flights[step].reported[:] = reported
+        self._flights = flights
         self.rewind()
 
 
@@ -193,5 +213,16 @@ def _places(flight: Flight, index: Int64s) -> tuple[Int64s, Int64s]:
     return open_places[place[fits]], order[fits]
 
 
-def _joined(parts: list[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
-    return np.concatenate(parts) if parts else np.empty(0, dtype)
+def _joined(parts: list[npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
+    return np.concatenate(parts) if parts else np.empty(0, COLUMNS[name])
+
+
+def _checked_steps(state: dict[str, Any], next_step: int) -> tuple[Int64s, Int64s]:
+    """The steps of a state, ascending and below ``next_step``, and the batch size of each."""
+    steps = checks.array("step", state["step"], np.empty(len(state["step"]), np.int64))
+    sizes = checks.array("size", state["size"], steps)
+    if (np.diff(steps, prepend=-1, append=next_step) <= 0).any() or (sizes < 1).any():
+        raise ValueError(f"steps must ascend from 0 on and stay below {next_step}, and sizes be at least 1")
+    if sizes.sum() != len(state["index"]):
+        raise ValueError(f"sizes add up to {sizes.sum()}, but there are {len(state['index'])} indices")
+    return steps, sizes

@@ -67,15 +67,17 @@ def apply(priority: Priority, losses: Float64s) -> Float64s:
     """``priority(losses)`` as float64 (B,), checked: one number ≥ 0 for each loss.
 
     Infinity is let through; the store clamps it to the largest float32. Raises ``ValueError`` for another
-    shape, for a negative priority and for NaN.
+    shape, for a negative priority and for NaN. No losses have no priorities, and nobody is asked.
     """
+    if losses.size == 0:
+        return losses
     values = np.asarray(priority(losses), dtype=np.float64)
     if values.shape != losses.shape:
         raise ValueError(
             f"the priority function must give one priority for each of {losses.shape[0]} losses, "
             f"got shape {values.shape}"
         )
-    if values.size and not values.min() >= 0.0:
+    if not values.min() >= 0.0:
         worst = int(np.flatnonzero(~(values >= 0.0))[0])
         raise ValueError(
             f"priorities must be numbers ≥ 0, got {values[worst]} for a loss of {losses[worst]}; "

@@ -29,7 +29,7 @@ from sampler import checks, draws, kernels, priorities, weights
 from sampler.ledger import Draw, Ledger, frozen
 from sampler.stores import PriorityStore, ProportionalStore
 
-__all__ = ["Draw", "ImportanceSampler", "UniformSampler"]
+__all__ = ["DivergedError", "Draw", "ImportanceSampler", "UniformSampler"]
 
 Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
@@ -39,6 +39,10 @@ STATE_FORMAT = 1
 RECENT_DRAWS = 100  # what ``summary`` means by recent
 
 logger = logging.getLogger("sampler")
+
+
+class DivergedError(ValueError):
+    """Too many updates in a row held no finite loss."""
 
 
 class _Sampler:
@@ -69,7 +73,7 @@ class _Sampler:
         self._passes = 0  # whole passes before it
         self._keys = self._new_keys()
         self._newest = np.full(self._size, -1, np.int32)  # newest step known of each sample
-        self._newest_step = -1
+        self._newest_step = -1  # that an update has named
         self._counts = {"seen": 0, "updates": 0, "nonfinite": 0, "late": 0}
         self._nonfinite_updates = 0  # in a row
         self._recent = np.zeros((RECENT_DRAWS, 4), np.float64)  # B, Σw, Σw², max w of recent draws
@@ -103,16 +107,17 @@ class _Sampler:
         """
         count = checks.whole("batch_size", batch_size, least=1)
         with self._changed:
+            if not self._feedback_is_there(count, seconds):
+                return None
             again = self._hand_out_again(count)
             if again is not None:
                 return again
-            if not self._feedback_is_there(count, seconds):
-                return None
             columns = self._choose(count)
             draw = frozen(self._step, *columns)
+            self._step += 1
             if self._ledger is not None:
                 self._ledger.hand_out(draw)
-            self._step += 1
+                self._record_what_is_due()  # feedback that came early counts from the next draw on
             return draw
 
     def rewind(self) -> None:
@@ -125,6 +130,7 @@ class _Sampler:
             if self._ledger is not None:
                 self._ledger.rewind()
             self._waiting_since = None
+            self._changed.notify_all()
 
     def _choose(self, count: int) -> tuple[Int64s, Float64s, npt.NDArray[np.float32]]:
         raise NotImplementedError
@@ -165,7 +171,7 @@ class _Sampler:
         if self._ledger is None or not self._must_wait(count):
             return True
         deadline = time.monotonic() + seconds
-        while (missing := self._ledger.missing(self._step)) is not None:
+        while (missing := self._missing()) is not None:
             now = time.monotonic()
             if self._waiting_since is None:
                 self._waiting_since = now
@@ -177,6 +183,12 @@ class _Sampler:
             self._changed.wait(min(deadline, self._waiting_since + self.feedback_timeout) - now)
         self._waiting_since = None
         return True
+
+    def _missing(self) -> tuple[int, int, int] | None:
+        """What the next draw waits for; nothing while there are draws to hand out again."""
+        if self._ledger is None or self._ledger.again() is not None:
+            return None
+        return self._ledger.missing(self._step)
 
     def _why_it_waits(self, step: int, reported: int, size: int) -> str:
         cause = (
@@ -234,8 +246,12 @@ class _Sampler:
             matched = self._ledger.match(index, steps, self._step)
         else:
             prepared = self._prepare(index, losses, self._now(index.size) if steps is None else steps)
+            if prepared[0].size < finite:  # some were merged or late: the means do not show every loss
+                self._priorities_of(losses[np.isfinite(losses)])
         self._check_nonfinite_updates(finite > 0)
         # Everything is checked; from here on things change.
+        if steps is not None:
+            self._newest_step = max(self._newest_step, int(steps.max()))
         self._counts["updates"] += 1
         if finite < losses.size:
             self._count_nonfinite(index[~np.isfinite(losses)])
@@ -251,23 +267,23 @@ class _Sampler:
         assert self._ledger is not None
         for flight in self._ledger.due(self._step):
             steps = np.full(flight.losses.size, flight.draw.step, np.int64)
-            self._record(*self._prepare(flight.draw.index, flight.losses, steps))
+            # The losses of a sample drawn twice may have come in either order, and a mean rounds by the order.
+            order = np.lexsort((flight.losses, flight.draw.index))
+            self._record(*self._prepare(flight.draw.index[order], flight.losses[order], steps))
 
     def _now(self, count: int) -> Int64s:
-        return np.full(count, max(self._step, self._newest_step), np.int64)
+        return np.full(count, max(self._step, self._newest_step + 1), np.int64)
 
     def _prepare(self, index: Int64s, losses: Float64s, steps: Int64s) -> Prepared:
         """The newest mean loss of each sample as a priority, and how many losses came late. Changes nothing."""
         size = index.size
-        table = np.empty(1 << (2 * size - 1).bit_length(), np.int64)
         samples, means, stamps = np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64)
-        count, late = kernels.merge(index, losses, steps, self._newest, table, samples, means, stamps)
+        count, late = kernels.merge(index, losses, steps, self._newest, samples, means, stamps)
         return samples[:count], self._priorities_of(means[:count]), stamps[:count], late
 
     def _record(self, index: Int64s, values: Float64s, steps: Int64s, late: int) -> None:
         self._counts["late"] += late
         if index.size:
-            self._newest_step = max(self._newest_step, int(steps.max()))
             self._counts["seen"] += self._remember(index, values, steps)
 
     def _priorities_of(self, losses: Float64s) -> Float64s:
@@ -283,7 +299,7 @@ class _Sampler:
     def _check_nonfinite_updates(self, any_finite: bool) -> None:
         in_a_row = 0 if any_finite else self._nonfinite_updates + 1
         if in_a_row >= self.max_nonfinite_updates:
-            raise ValueError(
+            raise DivergedError(
                 f"{in_a_row} updates in a row held no finite loss; the training has diverged: lower the learning "
                 "rate, look at the data, or raise max_nonfinite_updates"
             )
@@ -319,7 +335,7 @@ class _Sampler:
         ``step`` draws made; ``seen`` samples with a finite loss; ``updates``; ``nonfinite`` and ``late``
         losses passed over; of the recent draws (the last 100) ``effective_sample_size``, (Σw)²/Σw², from 1 to the
         number of samples in them, ``effective_fraction``, the same over that number, and ``max_weight``;
-        ``mean_priority``; ``in_flight``, draws not yet fed back under a lag.
+        ``mean_priority``; ``in_flight``, draws under a lag whose feedback does not count yet.
         """
         with self._changed:
             drawn, total, squares, _ = self._recent.sum(axis=0)
@@ -364,28 +380,49 @@ class _Sampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave.
 
-        Raises ``ValueError`` for the state of another kind of sampler, another number of samples or a newer format;
-        nothing is changed then.
+        Raises ``ValueError`` for the state of another kind of sampler, another number of samples or a newer
+        format, and for one that is damaged; nothing is changed then.
         """
         self._check_state(state)
         with self._changed:
-            self._step = int(state["step"])
-            self._taken = int(state["taken"])
-            self._passes = int(state["passes"])
-            self._keys = np.array(state["keys"], np.uint64)
-            self._newest = np.array(state["newest"], np.int32)
-            self._newest_step = int(state["newest_step"])
-            self._counts = {name: int(count) for name, count in state["counts"].items()}
-            self._nonfinite_updates = int(state["nonfinite_updates"])
-            self._recent = np.array(state["recent"], np.float64)
-            self._generator.bit_generator.state = state["generator"]
-            self._waiting_since = None
-            if self._ledger is not None:
-                self._ledger = Ledger(self._ledger.lag)
-                if state["in_flight"] is not None:
-                    self._ledger.load_state_dict(state["in_flight"])
-            self._load_own_state(state)
+            try:
+                attributes = self._read_state(state)
+                self._load_own_state(state)  # the last thing that can be refused
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+                raise ValueError(
+                    f"the state is damaged ({type(error).__name__}: {error}); load another, or start again"
+                ) from error
+            vars(self).update(attributes)
             self._changed.notify_all()
+
+    def _read_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The attributes that ``state`` describes, each checked; changes nothing."""
+        generator = np.random.default_rng()
+        generator.bit_generator.state = state["generator"]
+        step = checks.whole("step", state["step"], least=0)
+        return {
+            "_step": step,
+            "_taken": checks.whole("taken", state["taken"], least=0, most=self._size),
+            "_passes": checks.whole("passes", state["passes"], least=0),
+            "_keys": checks.array("keys", state["keys"], self._keys),
+            "_newest": checks.array("newest", state["newest"], self._newest, least=-1),
+            "_newest_step": checks.whole("newest_step", state["newest_step"], least=-1),
+            "_counts": {name: checks.whole(name, state["counts"][name], least=0) for name in self._counts},
+            "_nonfinite_updates": checks.whole("nonfinite_updates", state["nonfinite_updates"], least=0),
+            "_recent": checks.array("recent", state["recent"], self._recent),
+            "_generator": generator,
+            "_ledger": self._read_ledger(state["in_flight"], step),
+            "_waiting_since": None,
+        }
+
+    def _read_ledger(self, in_flight: dict[str, Any] | None, step: int) -> Ledger | None:
+        if self.feedback_lag is None:
+            return None
+        ledger = Ledger(self.feedback_lag)
+        if in_flight is not None:
+            checks.indices(in_flight["index"], self._size)
+            ledger.load_state_dict(in_flight, next_step=step)
+        return ledger
 
     def _check_state(self, state: dict[str, Any]) -> None:
         if state.get("format", 0) > STATE_FORMAT:
@@ -395,9 +432,9 @@ class _Sampler:
             )
         if state.get("sampler") != type(self).__name__:
             raise ValueError(f"the state of a {state.get('sampler')} was given to a {type(self).__name__}")
-        if state["num_samples"] != self._size:
+        if state.get("num_samples") != self._size:
             raise ValueError(
-                f"the state is of {state['num_samples']} samples, the sampler has {self._size}; was the data set "
+                f"the state is of {state.get('num_samples')} samples, the sampler has {self._size}; was the data set "
                 "changed? Load it into a sampler of that size, or start again"
             )
 
@@ -480,12 +517,15 @@ class ImportanceSampler(_Sampler):
 
     def _choose(self, count: int) -> tuple[Int64s, Float64s, npt.NDArray[np.float32]]:
         """What is left of the first pass, then draws by priority."""
+        beta = self._beta_now()
+        if self._scheme is draws.without_replacement:  # say so at once, not when the first pass is over
+            draws.check_distinct(count, self._size)
         index = np.empty(count, np.int64)
         probability = np.full(count, 1.0 / self._size)
         left = min(count, self._size - self._taken)
         if left < count:
             index[left:], probability[left:] = self._by_priority(count - left)
-        weight = self._weigh(probability, self._beta_now())
+        weight = self._weigh(probability, beta)
         if left:
             self._from_pass(index[:left])
             weight[:left] = 1.0

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sampler import kernels
+from sampler import checks, kernels
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
@@ -177,9 +177,11 @@ class ProportionalStore:
         return {"priorities": self._leaves[: self._size].copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
-        self._leaves[: self._size] = state["priorities"]
-        self._rebuild()
+        """Take back what ``state_dict`` gave; nothing is changed where it is refused."""
+        values = checks.array("priorities", state["priorities"], self._leaves[: self._size])
+        if not ((values >= 0.0) & (values <= kernels.LARGEST)).all():
+            raise ValueError("priorities must be finite numbers ≥ 0")
+        self.fill(values)
 
     # The floor of p as a constant added to each priority; None where p is uniform.
     def _floor(self, uniform_fraction: float) -> float | None:
@@ -236,7 +238,7 @@ class ProportionalStore:
         positions += floor * np.searchsorted(gaps, positions, side="right")
         rest, masses = self._search(positions, floor)
         index = np.concatenate([certain, rest])
-        inclusion = np.concatenate([np.ones(certain.size), masses * (places / mass)])
+        inclusion = np.concatenate([np.ones(certain.size), masses / mass * places])
         order = np.argsort(index, kind="stable")
         return index[order], np.minimum(inclusion[order], 1.0)
 

@@ -1,0 +1,312 @@
+"""The loop of training, apart from the command line, logging and saving.
+
+    from pipeline.data import load_data
+    from pipeline.models import build_model
+    from pipeline.training import make_reproducible, train
+    from sampler import ImportanceSampler
+
+    make_reproducible(seed=0)
+    data = load_data("checker", seed=0)
+    sampler = ImportanceSampler(len(data), smoothing=0.5, feedback_lag=4, seed=0)
+    outcome = train(data, build_model("auto", data), sampler, epochs=4, batch_size=32)
+    outcome.test_loss, outcome.seconds
+
+Every sampling goes the same way: a sampler, ``importance_dataset``, ``fit`` with ``LossFeedback``.
+Uniform draws are one more sampler, with weights of 1, so a comparison compares the draws and
+nothing else.
+
+What is measured is measured alike, too. ``seconds`` are those of training: evaluation stops the
+clock. Losses of the outcome are plain means over all training and all test samples, never the
+weighted batches'.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.data import Array, Data
+from pipeline.dataset import importance_dataset
+from pipeline.feedback import LossFeedback
+from pipeline.models import loss_for
+
+Decay = Literal["cosine", "none"]
+Row = dict[str, float | int | None]
+
+SLICE = 512  # samples a forward pass of the evaluation
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a model does on some samples.
+
+    Attributes:
+        loss: the plain mean over them.
+        accuracy: in [0, 1]; None for regression.
+        worst_class_accuracy: the least accuracy of a class that occurs; None for regression.
+    """
+
+    loss: float
+    accuracy: float | None = None
+    worst_class_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to.
+
+    Attributes:
+        epochs: passes' worth of steps, ceil(N/B) each.
+        steps: batches trained on.
+        seconds: wall-clock seconds of training, without evaluation.
+        first_step_seconds: those of them until the first step was done; most of it is the
+            compilation of the graph.
+        train_loss: the mean over the whole training set at the end, unweighted.
+        test_loss: the mean over the test set at the end.
+        test_accuracy: in [0, 1]; None for regression.
+        worst_class_accuracy: the least test accuracy of a class; None for regression.
+        history: a row an epoch: ``epoch`` from 1, ``step``, ``seconds`` so far, ``learning_rate``
+            next, ``loss`` (the epoch's weighted mean, an estimate of the training set's),
+            ``test_loss``, ``test_accuracy``.
+        curve: a row every ``evaluate_every`` steps: ``step``, ``seconds``, ``test_loss``,
+            ``test_accuracy``.
+    """
+
+    epochs: int
+    steps: int
+    seconds: float
+    first_step_seconds: float
+    train_loss: float
+    test_loss: float
+    test_accuracy: float | None
+    worst_class_accuracy: float | None
+    history: list[Row]
+    curve: list[Row]
+
+
+def train(
+    data: Data,
+    model: keras.Model,
+    sampler: Any,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float = 0.003,
+    decay: Decay = "cosine",
+    warmup_steps: int = 0,
+    evaluate_every: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Outcome:
+    """Train ``model`` on the batches that ``sampler`` draws, with Adam, to the end of the budget.
+
+    Args:
+        data: the task.
+        model: a Keras model whose outputs suit ``loss_for(data)``; it is compiled here.
+        sampler: an ``ImportanceSampler`` or one of its siblings, for ``len(data)`` samples.
+        epochs: ≥ 1; an epoch is ceil(N/B) steps.
+        batch_size: B ≥ 1.
+        learning_rate: > 0, the highest that is reached.
+        decay: ``"cosine"`` or ``"none"``, see ``schedule``.
+        warmup_steps: over so many the learning rate first rises from 0.
+        evaluate_every: steps between the rows of ``Outcome.curve``. None: no curve.
+        callbacks: further Keras callbacks. Their time counts as training.
+
+    Raises ``ValueError`` for numbers outside these ranges, before anything is trained.
+    """
+    epoch_steps = math.ceil(len(data) / _at_least_one("batch_size", batch_size))
+    steps = _at_least_one("epochs", epochs) * epoch_steps
+    _at_least_one("evaluate_every", 1 if evaluate_every is None else evaluate_every)
+    rate = schedule(learning_rate, steps, decay=decay, warmup_steps=warmup_steps)
+    # One iterator for the whole training: to start one for each epoch takes a tenth of a second or more.
+    dataset = importance_dataset((data.x, data.y), sampler, batch_size).repeat(epochs)
+    model.compile(keras.optimizers.Adam(rate), loss=loss_for(data))
+    evaluator = Evaluator(model, data)
+    recorder = _Recorder(evaluator, data, evaluate_every)
+    model.fit(
+        dataset,
+        epochs=epochs,
+        steps_per_epoch=epoch_steps,
+        shuffle=False,  # the sampler does; without this Keras warns
+        verbose=0,
+        callbacks=[LossFeedback(model, sampler), recorder, *callbacks],
+    )
+    test = recorder.test_score()
+    return Outcome(
+        epochs=epochs,
+        steps=recorder.steps,
+        seconds=recorder.clock.seconds,
+        first_step_seconds=recorder.first_step_seconds,
+        train_loss=evaluator(data.x, data.y).loss,
+        test_loss=test.loss,
+        test_accuracy=test.accuracy,
+        worst_class_accuracy=test.worst_class_accuracy,
+        history=recorder.history,
+        curve=recorder.curve,
+    )
+
+
+def make_reproducible(seed: int) -> None:
+    """Seed Python, NumPy and Keras, before the model is built: its first weights come from here.
+
+    With the sampler's own seed and a ``feedback_lag``, a training then gives the same bits each time
+    on one machine. On CPUs TensorFlow's kernels do so by themselves (tried with dense, convolutional
+    and embedding models on 2 and on 16 threads); on GPUs some do not, and are exchanged here for
+    slower ones that do, for the whole process.
+    """
+    keras.utils.set_random_seed(seed)
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()
+
+
+def schedule(learning_rate: float, steps: int, *, decay: Decay = "cosine", warmup_steps: int = 0) -> Any:
+    """The learning rate as a function of the step.
+
+    Args:
+        learning_rate: > 0, the highest that is reached.
+        steps: of the whole budget, at which a cosine decay comes down to 0.
+        decay: ``"cosine"``, or ``"none"`` for a rate that stays.
+        warmup_steps: in 0..steps-1; over so many the rate first rises from 0 in a straight line.
+
+    A baseline whose rate does not come down by the end of its budget is beaten by anything that
+    averages its noise away (Kaddour et al., 2023, *No Train No Gain*); so the decay is the default
+    for every sampling.
+    """
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be above 0 and finite, got {learning_rate}")
+    if not 0 <= warmup_steps < steps:
+        raise ValueError(f"warmup_steps must be in 0..{steps - 1} ({steps} steps in all), got {warmup_steps}")
+    if decay not in ("cosine", "none"):
+        raise ValueError(f"decay must be 'cosine' or 'none', got {decay!r}")
+    warmup = {"warmup_target": learning_rate, "warmup_steps": warmup_steps} if warmup_steps else {}
+    if decay == "none" and not warmup_steps:
+        return learning_rate
+    lowest = 0.0 if decay == "cosine" else 1.0  # as a share; 1 keeps the cosine at its top
+    start = 0.0 if warmup_steps else learning_rate
+    return keras.optimizers.schedules.CosineDecay(start, steps - warmup_steps, alpha=lowest, **warmup)
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+class Evaluator:
+    """The score of a model on any samples of the task: ``Evaluator(model, data)(x, y)``.
+
+    The forward pass, in inference mode, is compiled once for any size and run on slices of 512.
+    """
+
+    def __init__(self, model: keras.Model, data: Data) -> None:
+        self._model = model
+        self._classes = data.num_classes
+        self._loss = loss_for(data, reduction="sum")
+        x, y = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (data.x, data.y))
+        self._forward = tf.function(self._evaluate, input_signature=(x, y))
+
+    def __call__(self, x: Array, y: Array) -> Score:
+        """The score on ``x`` (M, ...) and ``y`` (M, ...), M ≥ 1."""
+        loss, right = 0.0, []
+        for first in range(0, len(x), SLICE):
+            part = slice(first, first + SLICE)
+            sliced_loss, sliced_right = self._forward(x[part], y[part])
+            loss += float(sliced_loss)
+            right.append(sliced_right.numpy())
+        if self._classes is None:
+            return Score(loss / len(x))
+        hits = np.concatenate(right)
+        return Score(loss / len(x), float(hits.mean()), _worst_class(hits, y))
+
+    def _evaluate(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The sum of the losses, and for classes which samples are right (B,) bool."""
+        # In float32 whatever the model computes in: a sum of 512 losses can overflow float16.
+        output = tf.cast(self._model(x, training=False), tf.float32)
+        right = tf.equal(tf.argmax(output, axis=-1), y) if self._classes else tf.zeros((0,), tf.bool)
+        return self._loss(y, output), right
+
+
+def _worst_class(hits: Array, y: Array) -> float:
+    return min(float(hits[y == k].mean()) for k in np.unique(y))
+
+
+@dataclass
+class _Clock:
+    """A stop-watch that can be halted: what passes while it is halted does not count."""
+
+    seconds: float = 0.0
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self) -> float:
+        """Count up to now, and give the seconds so far."""
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._since = now
+        return self.seconds
+
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        self.lap()
+        yield
+        self._since = time.perf_counter()
+
+
+class _Recorder(keras.callbacks.Callback):
+    """Counts steps and seconds, and evaluates at the end of every epoch and every so many steps."""
+
+    def __init__(self, evaluator: Evaluator, data: Data, every: int | None) -> None:
+        super().__init__()
+        self.steps = 0
+        self.first_step_seconds = 0.0
+        self.history: list[Row] = []
+        self.curve: list[Row] = []
+        self._evaluator, self._data, self._every = evaluator, data, every
+        self._scored: tuple[int, Score] | None = None
+        self.test_score()  # compiles the evaluation before the clock starts
+        self.clock = _Clock()
+
+    def test_score(self) -> Score:
+        """The score on the test set now; done once a step."""
+        if self._scored is None or self._scored[0] != self.steps:
+            self._scored = self.steps, self._evaluator(self._data.x_test, self._data.y_test)
+        return self._scored[1]
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.clock = _Clock()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.steps += 1
+        if self.steps == 1:
+            self.first_step_seconds = self.clock.lap()
+        if self._every and self.steps % self._every == 0:
+            with self.clock.halted():
+                self.curve.append(self._row())
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        with self.clock.halted():
+            row = self._row()
+            rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            loss = float((logs or {})["loss"])
+            self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "loss": loss})
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.clock.lap()
+
+    def _row(self) -> Row:
+        test = self.test_score()
+        return {
+            "step": self.steps,
+            "seconds": self.clock.seconds,
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+        }

@@ -1,0 +1,62 @@
+"""What several tests of the pipeline need: samplers that remember, and a Python of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sampler import Draw, ImportanceSampler
+
+ROOT = Path(__file__).parents[2]
+
+
+class RecordingSampler(ImportanceSampler):
+    """Remembers the draws that left it, and the updates that came in."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.draws: list[Draw] = []
+        self.polls = 0
+        self.updates: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def poll(self, batch_size: int, *, seconds: float) -> Draw | None:
+        self.polls += 1
+        draw = super().poll(batch_size, seconds=seconds)
+        if draw is not None:
+            self.draws.append(draw)
+        return draw
+
+    def update(self, index: Any, losses: Any, step: Any = None, score: Any = None) -> None:
+        super().update(index, losses, step=step, score=score)
+        self.updates.append((np.array(index), np.array(losses), np.array(step)))
+
+
+@pytest.fixture
+def recording() -> type[RecordingSampler]:
+    return RecordingSampler
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a program in a process of its own; ``TimeoutExpired`` where it hangs."""
+
+    def run(program: str, *flags: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *flags, "-c", textwrap.dedent(program)],
+            cwd=ROOT,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    return run

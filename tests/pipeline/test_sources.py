@@ -1,0 +1,534 @@
+"""Every index gives exactly its own element, as ``batch`` would have made it; and what cannot be drawn from is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline import num_samples, sources
+from pipeline.sources import as_source
+
+N, B, ROUNDS = 23, 5, 60
+Data = tuple[Any, tf.data.Dataset]  # what is wrapped, and a dataset of the same elements
+
+RNG = np.random.default_rng(0)
+WORDS = [bytes([97 + i % 26]) * (i % 4) for i in range(N)]
+LENGTHS = [3, 0, 1, 4, 2] * 5
+
+
+# --- what can be drawn from -----------------------------------------------------------------------
+
+
+def arrays(data: Any) -> Data:
+    return data, tf.data.Dataset.from_tensor_slices(data)
+
+
+def elements(dataset: tf.data.Dataset) -> Data:
+    return dataset, dataset
+
+
+def ramp(dtype: Any, *shape: int) -> np.ndarray:
+    """Values that differ from sample to sample."""
+    return (np.arange(N * int(np.prod(shape))) % 251).reshape(N, *shape).astype(dtype)
+
+
+def ragged(ragged_rank: int, inner: tuple[int, ...] = (), splits: tf.DType = tf.int64) -> tf.RaggedTensor:
+    """N rows with ``ragged_rank`` varying axes, some of them empty."""
+    rows: Any = [[10.0 * i + j for j in range(LENGTHS[i])] for i in range(N)]
+    if ragged_rank == 2:
+        rows = [[[value, -value, 0.5][: k % 4] for k, value in enumerate(row)] for row in rows]
+    if inner:
+        rows = [[np.full(inner, value) for value in row] for row in rows]
+    return tf.ragged.constant(rows, ragged_rank=ragged_rank, inner_shape=inner, row_splits_dtype=splits)
+
+
+def sparse(*shape: int) -> tf.SparseTensor:
+    dense = ramp(np.float32, *shape) * (RNG.random((N, *shape)) < 0.3)
+    return tf.sparse.from_dense(dense)
+
+
+def varying() -> tf.data.Dataset:
+    """Dense elements of varying length, of varying width, of varying both, and text."""
+
+    def element(i: tf.Tensor) -> Any:
+        both = tf.fill([i % 4, 1 + i % 3, 2], i)
+        return (
+            tf.range(i % 4),
+            tf.fill([3, i % 3], i),
+            both,
+            tf.strings.split(tf.strings.as_string(i * i), "0"),
+        )
+
+    return tf.data.Dataset.range(N).map(element)
+
+
+def from_generator() -> tf.data.Dataset:
+    def generate() -> Iterator[tuple[np.ndarray, str]]:
+        for i in range(N):
+            yield np.full(2, i, np.float64), f"word {i}"
+
+    signature = (tf.TensorSpec((2,), tf.float64), tf.TensorSpec((), tf.string))
+    return tf.data.Dataset.from_generator(generate, output_signature=signature)
+
+
+def images() -> tf.data.Dataset:
+    """Decoded images, whose static shape is unknown though they are all of one size."""
+    encoded = [tf.io.encode_png(image).numpy() for image in ramp(np.uint8, 4, 3, 3)]
+    return tf.data.Dataset.from_tensor_slices(encoded).map(lambda png: tf.io.decode_png(png, channels=3))
+
+
+def texts(array: np.ndarray) -> Data:
+    """NumPy's own kinds of text; TensorFlow knows bytes alone."""
+    return array, tf.data.Dataset.from_tensor_slices(array.astype(object))
+
+
+KINDS: dict[str, Callable[[], Data]] = {
+    "uint8": lambda: arrays(ramp(np.uint8, 4, 4, 3)),
+    "float16": lambda: arrays(ramp(np.float16, 2)),
+    "bfloat16": lambda: arrays(ramp(tf.bfloat16.as_numpy_dtype, 2)),
+    "float32": lambda: arrays(ramp(np.float32, 3)),
+    "float64": lambda: arrays(ramp(np.float64)),
+    "int32": lambda: arrays(ramp(np.int32, 1)),
+    "int64": lambda: arrays(ramp(np.int64)),
+    "complex": lambda: arrays(ramp(np.complex64, 2)),
+    "bool": lambda: arrays(ramp(np.int64, 3) % 2 == 0),
+    "objects": lambda: arrays(np.array(WORDS, object)),
+    "bytes": lambda: arrays(np.array(WORDS)),
+    "text": lambda: texts(np.array([f"{i} ü" for i in range(N)])),
+    "eager tensor": lambda: arrays(tf.constant(ramp(np.float32, 2))),
+    "strided": lambda: arrays(ramp(np.float32, 6)[:, ::2]),
+    "big endian": lambda: (ramp(">f4", 2), tf.data.Dataset.from_tensor_slices(ramp(np.float32, 2))),
+    "pair": lambda: arrays((ramp(np.float32, 2), ramp(np.int64))),
+    "nested": lambda: arrays(({"b": ramp(np.uint8, 2), "a": (ramp(np.float32), ramp(bool))}, ramp(np.int32))),
+    "no values": lambda: arrays(ramp(np.float32, 0)),
+    "tf.data dense": lambda: elements(tf.data.Dataset.range(N).map(lambda i: tf.fill([2, 2], i))),
+    "tf.data strings": lambda: elements(tf.data.Dataset.from_tensor_slices(tf.reshape(WORDS, [N, 1]))),
+    "tf.data nested": lambda: elements(
+        tf.data.Dataset.range(N).map(
+            lambda i: ({"x": tf.cast(i, tf.float16), "s": tf.as_string(i)}, (i, i + 1))
+        )
+    ),
+    "ragged": lambda: elements(tf.data.Dataset.from_tensor_slices(ragged(1))),
+    "ragged, int32 splits": lambda: elements(tf.data.Dataset.from_tensor_slices(ragged(2, splits=tf.int32))),
+    "ragged twice": lambda: elements(tf.data.Dataset.from_tensor_slices(ragged(2))),
+    "ragged with inner axes": lambda: elements(tf.data.Dataset.from_tensor_slices(ragged(1, (2, 3)))),
+    "ragged strings": lambda: elements(
+        tf.data.Dataset.from_tensor_slices(tf.strings.split([b"a b", b"", b" c d e"] * 7 + [b"z", b"y"]))
+    ),
+    "sparse": lambda: elements(tf.data.Dataset.from_tensor_slices(sparse(7))),
+    "sparse matrices": lambda: elements(tf.data.Dataset.from_tensor_slices(sparse(3, 4))),
+    "mixed": lambda: elements(
+        tf.data.Dataset.from_tensor_slices({"r": ragged(1), "s": sparse(4), "d": ramp(np.float32, 2)})
+    ),
+    "filter": lambda: elements(tf.data.Dataset.range(3 * N).filter(lambda i: i % 3 == 1)),
+    "from_generator": lambda: elements(from_generator()),
+    "without elements in a row": lambda: elements(tf.data.Dataset.range(N).map(lambda i: tf.zeros([0, 2]))),
+}
+
+
+def drawn(source: sources.Source, index: np.ndarray) -> tf.data.Dataset:
+    """Batches of the samples ``index`` (rounds, B), made in a graph as the generator makes them."""
+
+    def batch(row: tf.Tensor) -> Any:
+        return source.pack(tf.numpy_function(source.take, [row], source.dtypes), index.shape[1])
+
+    return tf.data.Dataset.from_tensor_slices(index).map(batch)
+
+
+def rebatched(dataset: tf.data.Dataset, index: np.ndarray, *, to_ragged: bool = False) -> tf.data.Dataset:
+    """The same batches, made by TensorFlow of the elements one by one."""
+    singles = [dataset.skip(i).take(1).cache().repeat() for i in range(N)]
+    picked = tf.data.Dataset.choose_from_datasets(singles, tf.data.Dataset.from_tensor_slices(index.ravel()))
+    return picked.ragged_batch(B, drop_remainder=True) if to_ragged else picked.batch(B, drop_remainder=True)
+
+
+def assert_same_values(got: Any, expected: Any) -> None:
+    tf.nest.assert_same_structure(got, expected)
+    got, expected = (tf.nest.flatten(part, expand_composites=True) for part in (got, expected))
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def random_batches() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, N, (ROUNDS, B))
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", 4)  # so that a few elements take several reads
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_those_of_tf_data(kind: str) -> None:
+    data, dataset = KINDS[kind]()
+    source, index = as_source(data), random_batches()
+    ours, theirs = drawn(source, index), rebatched(dataset, index)
+    assert len(source) == N
+    assert ours.element_spec == theirs.element_spec
+    for got, expected in zip(ours, theirs, strict=True):
+        assert_same_values(got, expected)
+
+
+def test_elements_of_varying_shape_become_ragged() -> None:
+    index = random_batches()
+    ours, theirs = drawn(as_source(varying()), index), rebatched(varying(), index, to_ragged=True)
+    assert ours.element_spec == theirs.element_spec
+    for got, expected in zip(ours, theirs, strict=True):
+        assert_same_values(got, expected)
+
+
+def test_elements_that_turn_out_equal_in_shape_stay_dense() -> None:
+    index = random_batches()
+    ours, theirs = drawn(as_source(images()), index), rebatched(images(), index)
+    assert ours.element_spec == tf.TensorSpec((B, 4, 3, 3), tf.uint8)
+    for got, expected in zip(ours, theirs, strict=True):
+        assert_same_values(got, expected)
+
+
+def test_sparse_elements_of_other_shapes() -> None:
+    """The batch is as wide as its widest element."""
+    dataset = tf.data.Dataset.range(N).map(lambda i: tf.sparse.from_dense(tf.range(i % 5)))
+    index = random_batches()
+    for got, row in zip(drawn(as_source(dataset), index), index, strict=True):
+        expected = [[j if j < i % 5 else 0 for j in range(max(row % 5))] for i in row]
+        np.testing.assert_array_equal(tf.sparse.to_dense(got), expected)
+
+
+def test_the_order_of_elements_is_kept() -> None:
+    kept = as_source(tf.data.Dataset.range(100, 100 + N))
+    np.testing.assert_array_equal(kept.take(np.arange(N))[0], np.arange(100, 100 + N))
+
+
+def test_one_sample_twice_in_a_batch() -> None:
+    index = np.array([[7, 7, 3, 7, 0]])
+    dataset = tf.data.Dataset.from_tensor_slices(ragged(2))
+    assert_same_values(
+        *(next(iter(part)) for part in (drawn(as_source(dataset), index), rebatched(dataset, index)))
+    )
+
+
+# --- arrays are not copied ------------------------------------------------------------------------
+
+
+def test_arrays_are_not_copied() -> None:
+    x, y = ramp(np.float32, 4), ramp(np.int64)
+    source = as_source({"x": x, "y": y})
+    assert all(
+        np.shares_memory(column.array, array) for column, array in zip(source.columns, (x, y), strict=True)
+    )
+
+
+def test_memory_maps_stay_on_disk(tmp_path: Path) -> None:
+    values = ramp(np.float32, 4)
+    np.save(tmp_path / "x.npy", values)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    source, index = as_source((mapped, ramp(np.int64))), random_batches()
+    assert np.shares_memory(source.columns[0].array, mapped)
+    for (x, y), row in zip(drawn(source, index), index, strict=True):
+        np.testing.assert_array_equal(x, values[row])
+        np.testing.assert_array_equal(y, row)
+
+
+# --- objects with __getitem__ ----------------------------------------------------------------------
+
+
+class Items:
+    """Elements made one by one; remembers how it was asked."""
+
+    def __init__(self, make: Callable[[int], Any], length: int = N) -> None:
+        self.make, self.length = make, length
+        self.asked: list[Any] = []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        assert type(index) is int
+        self.asked.append(index)
+        return self.make(index)
+
+
+class Many(Items):
+    """The same, a batch at a time too."""
+
+    def __getitems__(self, index: list[int]) -> list[Any]:
+        assert all(type(i) is int for i in index)
+        self.asked.append(list(index))
+        return [self.make(i) for i in index]
+
+
+def record(i: int) -> Any:
+    return {"x": np.full((2, 2), i, np.float32), "text": f"nr {i}", "n": i}, np.int8(i)
+
+
+@pytest.mark.parametrize("kind", [Items, Many])
+def test_every_index_gives_its_own_item(kind: type[Items]) -> None:
+    index = random_batches()
+    ours = drawn(as_source(kind(record)), index)
+    assert ours.element_spec == (
+        {
+            "x": tf.TensorSpec((B, 2, 2), tf.float32),
+            "text": tf.TensorSpec((B,), tf.string),
+            "n": tf.TensorSpec((B,), tf.int64),
+        },
+        tf.TensorSpec((B,), tf.int8),
+    )
+    for (x, y), row in zip(ours, index, strict=True):
+        np.testing.assert_array_equal(x["x"], np.broadcast_to(row[:, None, None], (B, 2, 2)))
+        assert [text.decode() for text in x["text"].numpy()] == [f"nr {i}" for i in row]
+        np.testing.assert_array_equal(x["n"], row)
+        np.testing.assert_array_equal(y, row)
+
+
+def test_a_batch_is_fetched_at_once_where_that_is_possible() -> None:
+    items = Many(record)
+    source = as_source(items)
+    items.asked.clear()
+    source.take(np.array([4, 1, 4]))
+    assert items.asked == [[4, 1, 4]]
+
+
+def test_tensors_as_items() -> None:
+    source = as_source(Items(lambda i: (tf.fill([2], i), tf.constant(str(i)))))
+    (numbers, words) = next(iter(drawn(source, np.array([[2, 1, 2]]))))
+    np.testing.assert_array_equal(numbers, [[2, 2], [1, 1], [2, 2]])
+    assert list(words.numpy()) == [b"2", b"1", b"2"]
+
+
+def test_an_item_of_another_shape_is_named() -> None:
+    source = as_source(Items(lambda i: np.zeros(3 if i == 6 else 2)))
+    with pytest.raises(
+        ValueError, match=r"element 6 has shape \(3,\), the first element had \(2,\).*pad or crop"
+    ):
+        source.take(np.array([1, 6, 2]))
+
+
+def test_an_item_of_another_structure_is_named() -> None:
+    source = as_source(Items(lambda i: (i, i, i) if i == 6 else (i, i)))
+    with pytest.raises(ValueError, match="element 6"):
+        source.take(np.array([1, 6, 2]))
+
+
+def test_an_item_of_a_wider_dtype_is_not_cut() -> None:
+    source = as_source(Items(lambda i: 0.5 if i == 6 else i))
+    with pytest.raises(ValueError, match="element 6 .*float64.*int64"):
+        source.take(np.array([1, 6, 2]))
+
+
+def test_too_few_items_at_once() -> None:
+    class Short(Many):
+        def __getitems__(self, index: list[int]) -> list[Any]:
+            return super().__getitems__(index)[:-1]
+
+    with pytest.raises(ValueError, match=r"__getitems__ gave 2 elements for 3 indices"):
+        as_source(Short(record)).take(np.array([1, 2, 3]))
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([1, 2, 3], r"got list; use np.asarray"),
+        ("text", "got str"),
+        (5, "got int"),
+        ({1, 2}, "got set"),
+        (np.float32(3.0), "got float32"),
+        (iter([1]), "got list_iterator"),
+    ],
+)
+def test_what_is_no_source(data: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        as_source(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (np.array(3.0), "first axis"),
+        ((np.zeros(3), 5), "first axis"),
+        (([1, 2], [3, 4]), "np.asarray"),
+        ((np.zeros(3), np.zeros(4)), "same length, got 3, 4"),
+        ((), "same length, got none"),
+        (np.zeros((0, 3)), "empty"),
+    ],
+)
+def test_arrays_that_are_refused(data: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        as_source(data)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(3, "datetime64[s]"), r"no dtype for datetime64\[s\]; convert it with .astype"),
+        (np.array([1.5, 2.5], object), "array of objects must hold str or bytes, got float; .*astype"),
+    ],
+)
+def test_an_array_of_a_kind_that_tensorflow_does_not_know(array: np.ndarray, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        as_source(array)
+
+
+@pytest.mark.parametrize(
+    "empty", [lambda: Items(record, length=0), lambda: tf.data.Dataset.range(0)], ids=["items", "dataset"]
+)
+def test_empty_sources(empty: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        as_source(empty())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "count"),
+    [
+        (lambda: tf.data.Dataset.range(N + 1), N + 1),
+        (lambda: tf.data.Dataset.range(N - 1), N - 1),
+        (lambda: tf.data.Dataset.range(2 * N + 4).filter(lambda i: i % 2 == 0), f"more than {N}"),
+        (lambda: tf.data.Dataset.range(2 * N - 2).filter(lambda i: i % 2 == 0), N - 1),
+        (lambda: tf.data.Dataset.from_tensor_slices(ramp(np.float32, 9)).skip(3), N - 3),
+        (lambda: tf.data.Dataset.from_tensor_slices(ramp(np.float32, 9)).filter(lambda x: x[0] > 30.0), None),
+    ],
+)
+def test_another_length_is_refused(dataset: Callable[[], tf.data.Dataset], count: object) -> None:
+    words = (
+        rf"the dataset has {count or '[0-9]+'} elements, the sampler {N} samples; .*num_samples\(dataset\)"
+    )
+    with pytest.raises(ValueError, match=words):
+        as_source(dataset(), size=N)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_batches_are_told_from_samples(drop: bool, known: bool) -> None:
+    batched = tf.data.Dataset.from_tensor_slices((ramp(np.float32, 2), ramp(np.int64)))
+    batched = batched.batch(4, drop_remainder=drop)
+    if not known:
+        batched = batched.filter(lambda *_: True)
+    with pytest.raises(ValueError, match=r"look like batches: apply unbatch\(\) first"):
+        as_source(batched, size=N)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        lambda: tf.data.Dataset.range(N).repeat(),
+        lambda: tf.data.Dataset.from_tensors(0).repeat(),
+        lambda: tf.data.Dataset.random(seed=0),
+        lambda: tf.data.experimental.Counter(),
+    ],
+)
+def test_infinite_datasets_are_refused(dataset: Callable[[], tf.data.Dataset]) -> None:
+    for call in (num_samples, lambda data: as_source(data, size=N)):
+        with pytest.raises(ValueError, match=r"infinite.*remove repeat\(\), or bound it with take\(n\)"):
+            call(dataset())
+
+
+def test_components_that_are_not_tensors() -> None:
+    windows = tf.data.Dataset.range(N).window(1)
+    with pytest.raises(TypeError, match="must be dense, ragged or sparse tensors, got DatasetSpec"):
+        as_source(windows)
+
+
+def test_components_of_unknown_rank() -> None:
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter(range(3)), output_signature=tf.TensorSpec(None, tf.int64)
+    )
+    with pytest.raises(TypeError, match=r"no known rank.*tf.ensure_shape"):
+        as_source(dataset)
+
+
+def test_a_dataset_that_fails_says_why() -> None:
+    dataset = tf.data.Dataset.range(N).map(
+        lambda i: tf.debugging.check_numerics(1.0 / tf.cast(i - 3, tf.float32), "x")
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Inf"):
+        as_source(dataset)
+
+
+# --- counting ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        lambda: tf.data.Dataset.range(N),
+        lambda: tf.data.Dataset.range(2 * N).filter(lambda i: i < N),
+        lambda: from_generator(),
+        lambda: tf.data.Dataset.from_tensor_slices({"a": np.zeros(N), "b": np.zeros((N, 2))}),
+        lambda: tf.data.Dataset.range(N).repeat().take(N),
+        lambda: tf.data.Dataset.from_tensor_slices(({"a": np.zeros(N)}, np.zeros(N))).filter(lambda *_: True),
+    ],
+)
+def test_num_samples(dataset: Callable[[], tf.data.Dataset]) -> None:
+    assert num_samples(dataset()) == N
+
+
+def test_num_samples_of_nothing() -> None:
+    assert num_samples(tf.data.Dataset.range(0)) == 0
+
+
+# --- shuffles before the wrap --------------------------------------------------------------------------
+
+
+def shuffled(**options: Any) -> tf.data.Dataset:
+    return tf.data.Dataset.range(9).shuffle(9, **options)
+
+
+MOVING: dict[str, Callable[[], tf.data.Dataset]] = {
+    "plain": shuffled,
+    "seed alone": lambda: shuffled(seed=1),
+    "no reshuffling, no seed": lambda: shuffled(reshuffle_each_iteration=False),
+    "map": lambda: shuffled().map(lambda i: i + 1),
+    "parallel map": lambda: shuffled().map(lambda i: i + 1, num_parallel_calls=2),
+    "cache": lambda: shuffled().cache(),
+    "take": lambda: shuffled().take(9),
+    "prefetch": lambda: shuffled().prefetch(1),
+    "options": lambda: shuffled().with_options(tf.data.Options()),
+    "unbatch": lambda: shuffled().batch(3).unbatch(),
+    "filter": lambda: shuffled().filter(lambda i: i >= 0),
+    "one of a zip": lambda: tf.data.Dataset.zip((tf.data.Dataset.range(9), shuffled())),
+    "one of a concatenation": lambda: tf.data.Dataset.range(9).concatenate(shuffled()),
+    "in flat_map": lambda: tf.data.Dataset.range(3).flat_map(lambda i: tf.data.Dataset.range(3).shuffle(3)),
+    "in interleave": lambda: tf.data.Dataset.range(3).interleave(
+        lambda i: tf.data.Dataset.range(3).shuffle(3)
+    ),
+    "in parallel interleave": lambda: tf.data.Dataset.range(3).interleave(
+        lambda i: tf.data.Dataset.range(3).shuffle(3), num_parallel_calls=2
+    ),
+    "reshuffled in flat_map": lambda: tf.data.Dataset.range(3).flat_map(
+        lambda i: tf.data.Dataset.range(3).shuffle(3, seed=1)
+    ),
+    "files": lambda: tf.data.Dataset.list_files(str(Path(__file__).parent / "*.py")),
+}
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_a_shuffle_before_the_wrap_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"shuffled before it is wrapped.*remove shuffle\(\)"):
+        as_source(MOVING[kind]())
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        lambda: shuffled(seed=1, reshuffle_each_iteration=False),
+        lambda: shuffled(seed=1, reshuffle_each_iteration=False).map(lambda i: i + 1).cache(),
+        lambda: tf.data.Dataset.list_files(str(Path(__file__).parent / "*.py"), shuffle=False),
+        lambda: tf.data.Dataset.range(3).flat_map(
+            lambda i: tf.data.Dataset.range(3).shuffle(3, seed=1, reshuffle_each_iteration=False)
+        ),
+    ],
+    ids=["seeded", "seeded and mapped", "files in order", "seeded in flat_map"],
+)
+def test_a_shuffle_that_moves_nothing_is_taken(dataset: Callable[[], tf.data.Dataset]) -> None:
+    data = dataset()
+    source = as_source(data)
+    assert list(source.take(np.arange(len(source)))[0]) == list(data.as_numpy_iterator())

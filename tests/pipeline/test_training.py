@@ -1,0 +1,246 @@
+"""The loop of training: what it does with data, sampler and budget, and what it reports."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline import training
+from pipeline.data import Data, load_data
+from pipeline.models import build_model
+from pipeline.training import Evaluator, make_reproducible, schedule, train
+from sampler import ImportanceSampler, UniformSampler
+
+DIGITS = load_data("digits", seed=0)
+FEW = replace(
+    DIGITS, x=DIGITS.x[:200], y=DIGITS.y[:200], x_test=DIGITS.x_test[:50], y_test=DIGITS.y_test[:50]
+)
+QUANTITY = Data("sum", FEW.x, FEW.x.sum((1, 2)), FEW.x_test, FEW.x_test.sum((1, 2)), None)
+
+
+def sampler_of(sampling, data, seed=0):
+    if sampling == "uniform":
+        return UniformSampler(len(data), feedback_lag=4, seed=seed)
+    return ImportanceSampler(len(data), smoothing=0.5, feedback_lag=4, seed=seed)
+
+
+def run(data, sampling="importance", *, seed=0, **options):
+    """A small training; gives the outcome, the model and the sampler."""
+    make_reproducible(seed)
+    model, sampler = build_model("mlp", data), sampler_of(sampling, data, seed)
+    settings = {"epochs": 2, "batch_size": 32, **options}
+    return train(data, model, sampler, **settings), model, sampler
+
+
+def logits_of(model, x):
+    """The forward pass in NumPy, in double precision."""
+    values = x.reshape(len(x), -1).astype(np.float64)
+    *hidden, last = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    for layer in hidden:
+        values = np.maximum(values @ layer.kernel.numpy() + layer.bias.numpy(), 0)
+    return values @ last.kernel.numpy() + last.bias.numpy()
+
+
+def losses_of(model, x, y):
+    logits = logits_of(model, x)
+    return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(y)), y]
+
+
+# --- the outcome ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "importance"])
+def test_it_learns_and_reports_plain_means_over_all_samples(sampling):
+    outcome, model, _ = run(DIGITS, sampling, epochs=4, evaluate_every=50)
+    right = logits_of(model, DIGITS.x_test).argmax(axis=1) == DIGITS.y_test
+    assert outcome.train_loss == pytest.approx(losses_of(model, DIGITS.x, DIGITS.y).mean(), rel=1e-4)
+    assert outcome.test_loss == pytest.approx(losses_of(model, DIGITS.x_test, DIGITS.y_test).mean(), rel=1e-4)
+    assert outcome.test_accuracy == right.mean()
+    assert outcome.worst_class_accuracy == min(right[DIGITS.y_test == k].mean() for k in range(10))
+    assert outcome.test_accuracy > 0.8  # one in ten by chance
+
+
+def test_steps_epochs_and_rows_are_those_of_the_budget():
+    outcome, _, sampler = run(FEW, epochs=3, batch_size=32, evaluate_every=5)
+    assert (outcome.epochs, outcome.steps) == (3, 21)  # ceil(200 / 32) = 7
+    assert [(row["epoch"], row["step"]) for row in outcome.history] == [(1, 7), (2, 14), (3, 21)]
+    assert [row["step"] for row in outcome.curve] == [5, 10, 15, 20]
+    assert outcome.history[-1]["test_loss"] == outcome.test_loss
+    assert outcome.history[-1]["test_accuracy"] == outcome.test_accuracy
+    seconds = [row["seconds"] for row in outcome.history]
+    assert 0 < outcome.first_step_seconds < seconds[0] < seconds[1] < seconds[2] <= outcome.seconds
+    assert sampler.step == 21
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "importance"])
+def test_the_sampler_hears_of_every_step(sampling):
+    _, _, sampler = run(FEW, sampling, epochs=3)
+    told = sampler.summary()
+    assert (told["updates"], told["seen"]) == (21, 200)
+    changed = np.ptp(sampler.probabilities()) > 0
+    assert changed == (sampling == "importance")
+
+
+def test_uniform_training_is_plain_training():
+    """Against ``fit`` on the same batches, without sampler, weights or feedback."""
+    outcome, model, _ = run(FEW, "uniform", epochs=2)
+    make_reproducible(0)
+    plain, sampler = build_model("mlp", FEW), sampler_of("uniform", FEW)
+    plain.compile(keras.optimizers.Adam(schedule(0.003, 14)), loss=training.loss_for(FEW))
+    for _ in range(14):
+        draw = sampler.draw(32)
+        plain.train_on_batch(FEW.x[draw.index], FEW.y[draw.index])
+        sampler.update(draw.index, np.ones(32), step=draw.step)
+    for ours, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert outcome.test_loss == pytest.approx(losses_of(plain, FEW.x_test, FEW.y_test).mean(), rel=1e-3)
+
+
+def test_regression_has_no_accuracy():
+    outcome, model, _ = run(QUANTITY, epochs=3)
+    errors = (logits_of(model, QUANTITY.x_test) - QUANTITY.y_test) ** 2
+    assert outcome.test_loss == pytest.approx(errors.mean(), rel=1e-4)
+    assert outcome.test_accuracy is None
+    assert outcome.worst_class_accuracy is None
+    assert outcome.history[0]["test_accuracy"] is None
+    assert outcome.curve == []  # none was asked for
+
+
+# --- reproducibility ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "importance"])
+def test_a_seed_fixes_every_bit(sampling):
+    first, first_model, first_sampler = run(FEW, sampling, seed=3, epochs=5)
+    again, again_model, again_sampler = run(FEW, sampling, seed=3, epochs=5)
+    for one, two in zip(first_model.get_weights(), again_model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert first_sampler.summary() == again_sampler.summary()
+    assert (first.train_loss, first.test_loss) == (again.train_loss, again.test_loss)
+
+
+def test_another_seed_gives_another_training():
+    assert run(FEW, seed=3)[0].test_loss != run(FEW, seed=4)[0].test_loss
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def test_evaluation_does_not_count_as_training(monkeypatch):
+    evaluate, slept = Evaluator.__call__, []
+
+    def slowly(self, x, y):
+        time.sleep(0.05)
+        slept.append(0.05)
+        return evaluate(self, x, y)
+
+    def note(logs):
+        moments.append((time.perf_counter(), sum(slept)))
+
+    moments = []
+    ends = keras.callbacks.LambdaCallback(on_train_begin=note, on_train_end=note)
+    monkeypatch.setattr(Evaluator, "__call__", slowly)
+    outcome, _, _ = run(FEW, epochs=2, evaluate_every=1, callbacks=[ends])
+    passed, slept_meanwhile = np.subtract(*reversed(moments))
+    assert slept_meanwhile == pytest.approx(14 * 0.05)
+    # Had it counted, the seconds would hold the sleep already and the sum would pass what went by.
+    assert outcome.seconds + slept_meanwhile < passed + 0.1
+    assert outcome.seconds > 0
+
+
+def test_time_in_callbacks_counts_as_training():
+    sleeper = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(0.02))
+    outcome, _, _ = run(FEW, epochs=2, callbacks=[sleeper])
+    assert outcome.seconds > 14 * 0.02
+
+
+# --- the learning rate ----------------------------------------------------------------------------
+
+
+def rates(steps, count, **options):
+    rate = schedule(0.01, steps, **options)
+    return [float(rate(step) if callable(rate) else rate) for step in range(count)]
+
+
+def test_the_rate_decays_as_a_cosine_to_the_end_of_the_budget():
+    expected = [0.01 * (1 + math.cos(math.pi * step / 100)) / 2 for step in range(101)]
+    np.testing.assert_allclose(rates(100, 101), expected, atol=1e-8)
+
+
+def test_the_rate_can_rise_first_and_can_stay():
+    risen = rates(100, 101, warmup_steps=20)
+    np.testing.assert_allclose(risen[:21], np.linspace(0, 0.01, 21), atol=1e-8)
+    np.testing.assert_allclose(risen[60], 0.005, atol=1e-8)  # half way of the 80 steps that remain
+    np.testing.assert_allclose(risen[100], 0.0, atol=1e-8)
+    assert rates(100, 101, decay="none") == [0.01] * 101
+    staying = rates(100, 101, decay="none", warmup_steps=20)
+    np.testing.assert_allclose(staying, np.minimum(np.arange(101) / 20, 1) * 0.01, atol=1e-8)
+
+
+def test_the_rate_of_a_training_is_the_schedule_of_its_budget():
+    outcome, _, _ = run(FEW, epochs=4, learning_rate=0.01)
+    expected = [0.01 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in (1, 2, 3, 4)]
+    np.testing.assert_allclose([row["learning_rate"] for row in outcome.history], expected, atol=1e-7)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0 and finite, got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be above 0 and finite, got nan"),
+        ({"warmup_steps": 14}, r"warmup_steps must be in 0..13 \(14 steps in all\), got 14"),
+        ({"decay": "linear"}, "decay must be 'cosine' or 'none', got 'linear'"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_training(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(FEW, **options)
+
+
+# --- the evaluation -------------------------------------------------------------------------------
+
+
+def test_the_evaluation_is_the_same_whatever_the_slices(monkeypatch):
+    model = build_model("mlp", DIGITS)
+    x, y = DIGITS.x[:1030], DIGITS.y[:1030]
+    scores = []
+    for size in (7, 512, 1030, 5000):
+        monkeypatch.setattr(training, "SLICE", size)
+        scores.append(Evaluator(model, DIGITS)(x, y))
+    for score in scores:
+        assert score.loss == pytest.approx(losses_of(model, x, y).mean(), rel=1e-5)
+        assert (score.accuracy, score.worst_class_accuracy) == (
+            scores[0].accuracy,
+            scores[0].worst_class_accuracy,
+        )
+
+
+def test_the_worst_class_is_among_those_that_occur():
+    """A model that always says 1: right for class 1, wrong for 0; class 2 is not there."""
+    data = Data("three", FEW.x, FEW.y % 3, FEW.x_test, FEW.y_test % 3, 3)
+    constant = keras.layers.Dense(
+        3, kernel_initializer="zeros", bias_initializer=lambda *_, **__: [0.0, 9.0, 0.0]
+    )
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), constant])
+    evaluate = Evaluator(model, data)
+    assert evaluate(FEW.x[:4], np.array([1, 1, 1, 0])).worst_class_accuracy == 0.0
+    assert evaluate(FEW.x[:4], np.array([1, 1, 1, 0])).accuracy == 0.75
+    assert evaluate(FEW.x[:4], np.array([1, 1, 1, 1])).worst_class_accuracy == 1.0
+
+
+def test_the_evaluation_is_in_inference_mode():
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dropout(0.9), keras.layers.Dense(10)])
+    model(FEW.x[:1])
+    evaluate = Evaluator(model, FEW)
+    assert evaluate(FEW.x, FEW.y) == evaluate(FEW.x, FEW.y)

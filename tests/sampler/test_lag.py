@@ -1,0 +1,475 @@
+"""Determinism under a lag of k: the draw of step n uses exactly the feedback of the steps up to n - k.
+
+The reference is a sampler without a lag that is told, right before the draw of step n, the feedback of step n
+- k and nothing newer. Whatever order, timing, thread or parts the feedback comes in: the draws must be the
+same to the bit.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from sampler import ImportanceSampler, UniformSampler
+
+from .states import Unchanged, same, same_draw
+
+SIZE = 40
+BATCH = 6
+STEPS = 40
+LAGS = [1, 2, 3, 5]
+
+OPTIONS = {
+    "as it comes": {},
+    "many duplicates": {
+        "uniform_fraction": 0.05,
+        "priority": lambda losses: losses**8,
+        "scheme": "multinomial",
+    },
+    "smoothed, stratified": {"smoothing": 0.5, "scheme": "stratified", "priority": "sqrt"},
+    "distinct": {"scheme": "without_replacement", "priority": "bounded"},
+    "no first pass": {"first_pass": False, "uniform_fraction": 0.0},
+}
+
+
+def feedback(draw) -> np.ndarray:
+    """The losses of a draw: other at each step and each place, some of them not finite."""
+    generator = np.random.default_rng([draw.step, *draw.index.tolist()])
+    losses = generator.exponential(size=draw.index.size) + 0.01
+    losses[generator.random(draw.index.size) < 0.05] = np.nan
+    return losses
+
+
+def a_sampler(name="as it comes", lag=2, seed=3, **options):
+    options = {"feedback_timeout": 20.0, **OPTIONS[name], **options}
+    return ImportanceSampler(SIZE, feedback_lag=lag, seed=seed, **options)
+
+
+def told_exactly(name, lag, steps=STEPS, seed=3):
+    """The reference: no lag, and feedback by hand."""
+    sampler = a_sampler(name, lag=None, seed=seed)
+    made = []
+    for step in range(steps):
+        if step >= lag:
+            draw, losses = made[step - lag], feedback(made[step - lag])
+            order = np.lexsort((losses, draw.index))  # the mean of several losses is taken from the least up
+            sampler.update(draw.index[order], losses[order], step=draw.step)
+        made.append(sampler.draw(BATCH))
+    return made
+
+
+def in_parts(draw, random_source):
+    """The feedback of a draw, cut into parts, each in an order of its own: ``(index, losses, step)``."""
+    losses = feedback(draw)
+    places = list(range(draw.index.size))
+    random_source.shuffle(places)
+    cuts = sorted(random_source.sample(range(1, len(places)), random_source.randrange(3)))
+    for begin, end in zip([0, *cuts], [*cuts, len(places)], strict=True):
+        part = places[begin:end]
+        step = draw.step if random_source.random() < 0.5 else np.full(len(part), draw.step)
+        yield draw.index[part], losses[part], step
+
+
+def run(sampler, steps, random_source, made=None, pending=None):
+    """Draw and feed back in a random order until ``steps`` draws are made; gives them, and the parts still to
+    come.
+
+    A draw is asked for without patience: where it may not be made yet, feedback goes on coming.
+    """
+    made, pending = [] if made is None else made, [] if pending is None else pending
+    while len(made) < steps or pending:
+        draw = (
+            sampler.poll(BATCH, seconds=0.0) if len(made) < steps and random_source.random() < 0.6 else None
+        )
+        if draw is not None:
+            made.append(draw)
+            pending.extend(in_parts(draw, random_source))
+        elif pending:
+            sampler.update(*pending.pop(random_source.randrange(len(pending))))
+    return made
+
+
+def assert_same_draws(one, other):
+    assert len(one) == len(other)
+    for left, right in zip(one, other, strict=True):
+        assert same_draw(left, right), f"step {left.step} differs"
+
+
+# --- the same draws whatever happens
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_draws_are_those_told_exactly(name, lag):
+    expected = told_exactly(name, lag)
+    for seed in range(6):
+        assert_same_draws(run(a_sampler(name, lag), STEPS, random.Random(seed)), expected)
+
+
+def test_the_script_is_worth_its_name():
+    """Duplicates do come, and another lag gives other draws: a sampler that is off by one would be seen."""
+    draws = told_exactly("many duplicates", 2)
+    assert any(np.unique(draw.index).size < BATCH for draw in draws[SIZE // BATCH :])
+    for lag in LAGS[1:]:
+        one, other = told_exactly("as it comes", lag), told_exactly("as it comes", lag - 1)
+        assert not all(map(same_draw, one, other))
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_feedback_that_comes_at_once_waits_its_time(lag):
+    sampler = a_sampler(lag=lag)
+    made = []
+    for _ in range(STEPS):
+        made.append(sampler.draw(BATCH))
+        sampler.update(made[-1].index, feedback(made[-1]), step=made[-1].step)
+    assert_same_draws(made, told_exactly("as it comes", lag))
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_feedback_that_comes_at_the_last_moment_counts(lag):
+    sampler = a_sampler(lag=lag)
+    made = []
+    for step in range(STEPS):
+        made.append(sampler.draw(BATCH))
+        if step + 1 >= lag:
+            draw = made[step + 1 - lag]
+            sampler.update(draw.index, feedback(draw), step=draw.step)
+    assert_same_draws(made, told_exactly("as it comes", lag))
+
+
+@pytest.mark.parametrize("attempt", range(4))
+@pytest.mark.parametrize("name", ["as it comes", "many duplicates"])
+def test_a_prefetching_thread_and_two_that_feed_back(name, attempt):
+    lag = 4
+    sampler = a_sampler(name, lag)
+    ready: queue.Queue = queue.Queue()
+    made = []
+
+    def prefetch():
+        for _ in range(STEPS):
+            draw = sampler.draw(BATCH)
+            made.append(draw)
+            for part in in_parts(draw, random.Random(draw.step)):
+                ready.put(part)
+        ready.put(None)
+        ready.put(None)
+
+    def feed_back(seed):
+        naps = random.Random(seed)
+        while (part := ready.get()) is not None:
+            time.sleep(naps.random() * 0.002)
+            sampler.update(*part)
+
+    threads = [threading.Thread(target=prefetch)]
+    threads += [threading.Thread(target=feed_back, args=(10 * attempt + i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert_same_draws(made, told_exactly(name, lag))
+    sampler._store.check()
+
+
+def test_the_mean_of_three_losses_does_not_depend_on_their_order():
+    """Sums of floats do; the ledger puts them in order first."""
+    priorities = set()
+    losses = [0.1, 1e-17, 0.7, 1e16, 3.3, 0.2]
+    for seed in range(30):
+        sampler = ImportanceSampler(1, first_pass=False, feedback_lag=1, priority=lambda x: x % 1 + 1, seed=0)
+        sampler.draw(6)
+        order = random.Random(seed).sample(losses, 6)
+        sampler.update([0] * 2, order[:2], step=0)
+        sampler.update([0] * 4, order[2:], step=0)
+        priorities.add(sampler.priorities().item())
+    assert len(priorities) == 1
+
+
+def test_a_uniform_sampler_waits_as_well_and_draws_the_same():
+    free = UniformSampler(SIZE, seed=3)
+    lagged = UniformSampler(SIZE, feedback_lag=2, seed=3)
+    expected = [free.draw(BATCH) for _ in range(STEPS)]
+    assert_same_draws(run(lagged, STEPS, random.Random(0)), expected)
+
+
+# --- who waits, and for what
+
+
+def test_draws_of_the_first_pass_never_wait():
+    sampler = a_sampler(lag=1, feedback_timeout=0.0)
+    for _ in range(SIZE // BATCH):
+        sampler.draw(BATCH)
+    with pytest.raises(TimeoutError, match=f"the draw of step {SIZE // BATCH} waited"):
+        sampler.draw(BATCH)  # two samples of the first pass and four by priority
+
+
+def test_a_first_pass_that_ends_with_a_batch_waits_after_it():
+    sampler = a_sampler(lag=1, feedback_timeout=0.0)
+    for _ in range(8):
+        sampler.draw(5)
+    with pytest.raises(TimeoutError):
+        sampler.draw(5)
+
+
+def test_only_what_is_due_is_waited_for():
+    sampler = a_sampler("no first pass", lag=3, feedback_timeout=0.0)
+    draws = [sampler.draw(BATCH) for _ in range(3)]  # 0, 1, 2 use nothing
+    with pytest.raises(TimeoutError, match="the draw of step 3 waited 0 s for the feedback of step 0"):
+        sampler.draw(BATCH)
+    for draw in (draws[1], draws[0]):
+        sampler.update(draw.index, feedback(draw), step=draw.step)
+    sampler.draw(BATCH)
+    sampler.draw(BATCH)
+    with pytest.raises(TimeoutError, match="the draw of step 5 waited 0 s for the feedback of step 2"):
+        sampler.draw(BATCH)
+
+
+def test_a_time_out_names_cause_and_remedy_and_changes_nothing():
+    sampler = a_sampler("no first pass", lag=1, feedback_timeout=0.05)
+    draw = sampler.draw(BATCH)
+    remedy = "LossFeedback.*sampler.update.*more than 1 steps are in flight.*feedback_lag.*feedback_timeout"
+    with Unchanged(sampler), pytest.raises(TimeoutError, match=f"none of its losses came back.*{remedy}"):
+        sampler.draw(BATCH)
+    sampler.update(draw.index[:2], [1.0, 1.0], step=0)
+    with (
+        Unchanged(sampler),
+        pytest.raises(TimeoutError, match=r"2 of its 6 losses came back.*dropped after the draw"),
+    ):
+        sampler.draw(BATCH)
+    sampler.update(draw.index[2:], [1.0] * 4, step=0)
+    assert sampler.draw(BATCH).step == 1  # and it goes on
+
+
+def test_poll_gives_none_until_the_time_out():
+    sampler = a_sampler("no first pass", lag=1, feedback_timeout=1e9)
+    draw = sampler.draw(BATCH)
+    with Unchanged(sampler):
+        for _ in range(3):
+            assert sampler.poll(BATCH, seconds=0.0) is None
+    sampler.update(draw.index, feedback(draw), step=0)
+    assert sampler.poll(BATCH, seconds=0.0).step == 1
+
+
+def test_the_time_out_runs_from_the_first_poll_on():
+    sampler = a_sampler("no first pass", lag=1, feedback_timeout=0.05)
+    sampler.draw(BATCH)
+
+    def poll_on():
+        for _ in range(10_000):
+            assert sampler.poll(BATCH, seconds=0.001) is None
+
+    with pytest.raises(TimeoutError, match=r"waited 0\.05 s"):
+        poll_on()
+
+
+def test_a_draw_that_waits_goes_on_when_the_feedback_comes():
+    sampler = a_sampler("no first pass", lag=1, feedback_timeout=60.0)
+    draw = sampler.draw(BATCH)
+    made = []
+    waiting = threading.Thread(target=lambda: made.append(sampler.draw(BATCH)))
+    waiting.start()
+    sampler.update(draw.index[:3], [1.0, 2.0, 3.0], step=0)
+    sampler.summary(), sampler.state_dict(), sampler.probabilities()  # the lock is not held while it waits
+    assert made == []
+    sampler.update(draw.index[3:], [1.0, 2.0, np.nan], step=0)
+    waiting.join(60)
+    assert [draw.step for draw in made] == [1]
+
+
+# --- what can be seen meanwhile
+
+
+def test_probabilities_leave_waiting_feedback_out():
+    sampler = ImportanceSampler(4, feedback_lag=2, first_pass=False, uniform_fraction=0.0, seed=0)
+    first, second = sampler.draw(4), sampler.draw(4)
+    assert sorted(first.index) == [0, 1, 2, 3]  # systematic, all alike
+    sampler.update(second.index, [9.0] * 4, step=1)
+    assert sampler.priorities().tolist() == [1.0] * 4
+    sampler.update(first.index[:3], [5.0] * 3, step=0)
+    assert sampler.probabilities().tolist() == [0.25] * 4
+    sampler.update(first.index[3:], [5.0], step=0)
+    assert sampler.priorities().tolist() == [5.0] * 4  # step 0 counts for step 2; step 1 still waits
+    assert sampler.summary()["in_flight"] == 1
+    sampler.draw(4)
+    assert sampler.priorities().tolist() == [9.0] * 4  # what step 3 will use
+    assert sampler.summary()["in_flight"] == 1
+
+
+def test_feedback_without_a_step_counts_at_once_and_outlives_what_is_older():
+    sampler = ImportanceSampler(4, feedback_lag=2, first_pass=False, uniform_fraction=0.0, seed=0)
+    draw = sampler.draw(4)
+    sampler.update([2, 2], [7.0, 9.0])
+    assert sampler.priorities().tolist() == [1.0, 1.0, 8.0, 1.0]
+    sampler.update(draw.index, [5.0] * 4, step=0)
+    sampler.draw(4)
+    assert sampler.priorities().tolist() == [5.0, 5.0, 8.0, 5.0]
+    assert sampler.summary()["late"] == 1
+
+
+def test_feedback_given_twice_is_late():
+    sampler = ImportanceSampler(4, feedback_lag=1, first_pass=False, seed=0)
+    draw = sampler.draw(4)
+    sampler.update(draw.index, [5.0] * 4, step=0)
+    with_first = sampler.priorities()
+    sampler.update(draw.index, [9.0] * 4, step=0)
+    assert np.array_equal(sampler.priorities(), with_first)
+    assert sampler.summary()["late"] == 4
+
+
+def test_feedback_for_what_was_not_drawn_is_refused():
+    sampler = a_sampler("no first pass", lag=2)
+    draw = sampler.draw(BATCH)
+    stranger = np.setdiff1d(np.arange(SIZE), draw.index)[0]
+    with (
+        Unchanged(sampler),
+        pytest.raises(ValueError, match="feedback for step 1, but only 1 draws were made"),
+    ):
+        sampler.update(draw.index, feedback(draw), step=1)
+    with (
+        Unchanged(sampler),
+        pytest.raises(ValueError, match=f"sample {stranger} was not in the draw of step 0"),
+    ):
+        sampler.update([draw.index[0], stranger], [1.0, 1.0], step=0)
+
+
+# --- kill and resume
+
+
+def unfed(state):
+    """The steps of a state that are not completely fed back."""
+    flights = state["in_flight"]
+    ends = np.cumsum(flights["size"])
+    parts = np.split(flights["reported"], ends[:-1]) if ends.size else []
+    return [int(step) for step, part in zip(flights["step"], parts, strict=True) if not part.all()]
+
+
+@pytest.mark.parametrize("name", ["as it comes", "many duplicates", "no first pass"])
+def test_killed_and_resumed_at_every_moment_of_a_run(name):
+    """After each draw and each part of feedback a new sampler takes over, and nobody sees a difference."""
+    steps, lag, source = 16, 3, random.Random(1)
+    expected = told_exactly(name, lag, steps)
+    sampler = a_sampler(name, lag)
+    made, pending, moments = 0, [], []
+    while made < steps or pending:
+        draw = sampler.poll(BATCH, seconds=0.0) if made < steps and source.random() < 0.6 else None
+        if draw is not None:
+            made += 1
+            pending.extend(in_parts(draw, source))
+        elif pending:
+            sampler.update(*pending.pop(source.randrange(len(pending))))
+        moments.append(sampler.state_dict())
+    assert sum(len(unfed(state)) > 1 for state in moments) > 5  # there was something to lose
+    for number, state in enumerate(moments):
+        resumed = a_sampler(name, lag, seed=1000 + number)
+        resumed.load_state_dict(state)
+        again = unfed(state)
+        draws = run(resumed, len(again) + steps - state["step"], random.Random(number))
+        assert [draw.step for draw in draws] == [*again, *range(state["step"], steps)]
+        assert_same_draws(draws, [expected[draw.step] for draw in draws])
+
+
+def test_killed_a_second_time_before_all_was_handed_out_again():
+    expected = told_exactly("as it comes", 4)
+    sampler = a_sampler(lag=4)
+    for step in range(10):
+        draw = sampler.draw(BATCH)
+        if step < 7:
+            sampler.update(draw.index, feedback(draw), step=draw.step)
+    for seed in (50, 51):
+        state = sampler.state_dict()
+        sampler = a_sampler(lag=4, seed=seed)
+        sampler.load_state_dict(state)
+        assert same_draw(sampler.draw(BATCH), expected[7])
+    source = random.Random(0)
+    pending = list(in_parts(expected[7], source))
+    assert_same_draws(run(sampler, 12, source, expected[:8], pending), expected[:12])
+
+
+def test_half_of_the_feedback_is_asked_for_anew():
+    sampler = a_sampler("no first pass", lag=1)
+    draw = sampler.draw(BATCH)
+    sampler.update(draw.index[:4], [100.0] * 4, step=0)  # lost: the model it came from is lost too
+    resumed = a_sampler("no first pass", lag=1, seed=77)
+    resumed.load_state_dict(sampler.state_dict())
+    assert same_draw(resumed.draw(BATCH), draw)
+    assert resumed.poll(BATCH, seconds=0.0) is None
+    resumed.update(draw.index, feedback(draw), step=0)
+    assert same_draw(resumed.draw(BATCH), told_exactly("no first pass", 1, 2)[1])
+
+
+def test_another_batch_size_cannot_take_over_what_is_in_flight():
+    sampler = a_sampler("no first pass", lag=2)
+    sampler.draw(BATCH)
+    resumed = a_sampler("no first pass", lag=2)
+    resumed.load_state_dict(sampler.state_dict())
+    with (
+        Unchanged(resumed),
+        pytest.raises(ValueError, match="in flight have 6 samples each, got batch_size=5; go on with 6"),
+    ):
+        resumed.draw(5)
+    assert resumed.draw(6).step == 0
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_rewind_after_an_iteration_that_was_broken_off(lag):
+    """What was prefetched and not trained on goes out again, first and unchanged; the rest is as expected."""
+    expected = told_exactly("as it comes", lag)
+    for fed in range(0, 20, 3):
+        sampler = a_sampler(lag=lag)
+        made = []
+        while (draw := sampler.poll(BATCH, seconds=0.0)) is not None and len(made) < fed + lag:
+            made.append(draw)
+            if draw.step < fed:
+                sampler.update(draw.index, feedback(draw), step=draw.step)
+        made += [draw] if draw is not None else []
+        sampler.rewind()
+        again = run(sampler, STEPS - fed, random.Random(fed))
+        assert_same_draws(again, expected[fed:])
+        assert_same_draws(made, expected[: len(made)])
+
+
+def test_rewind_twice_and_in_the_middle():
+    sampler = a_sampler("no first pass", lag=4)
+    draws = [sampler.draw(BATCH) for _ in range(4)]
+    sampler.rewind()
+    assert same_draw(sampler.draw(BATCH), draws[0])
+    sampler.rewind()
+    sampler.update(draws[1].index, feedback(draws[1]), step=1)
+    assert [sampler.draw(BATCH).step for _ in range(3)] == [0, 2, 3]
+    assert sampler.poll(BATCH, seconds=0.0) is None
+
+
+def test_rewind_without_a_lag_does_nothing():
+    sampler = ImportanceSampler(SIZE, seed=0)
+    sampler.draw(BATCH)
+    with Unchanged(sampler):
+        sampler.rewind()
+    assert sampler.draw(BATCH).step == 1
+
+
+def test_a_draw_that_waits_takes_what_is_rewound_meanwhile():
+    sampler = a_sampler("no first pass", lag=1, feedback_timeout=60.0)
+    first = sampler.draw(BATCH)
+    made = []
+    waiting = threading.Thread(target=lambda: made.append(sampler.draw(BATCH)))
+    waiting.start()
+    sampler.rewind()
+    waiting.join(60)
+    assert same_draw(made[0], first)
+
+
+def test_a_state_taken_while_feedback_waits_says_so():
+    sampler = a_sampler("no first pass", lag=3)
+    draws = [sampler.draw(BATCH) for _ in range(3)]
+    sampler.update(draws[1].index, feedback(draws[1]), step=1)
+    state = sampler.state_dict()
+    assert unfed(state) == [0, 2]
+    other = a_sampler("no first pass", lag=3, seed=8)
+    other.load_state_dict(state)
+    assert same(other.state_dict(), state)
+    assert other.summary()["in_flight"] == 3

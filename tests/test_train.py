@@ -1,0 +1,365 @@
+"""The command line: options, files, mistakes, and what a run writes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import train
+from train import Config, OptionError, main, parse, to_yaml
+
+SMALL = ["--dataset", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "128"]
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_without_options_the_defaults_hold():
+    assert parse([]) == Config()
+    defaults = dataclasses.asdict(Config())
+    assert (defaults["sampling"], defaults["dataset"], defaults["feedback_lag"]) == (
+        "importance",
+        "digits",
+        4,
+    )
+    assert (defaults["uniform_fraction"], defaults["smoothing"], defaults["beta"]) == (0.3, 0.5, 1.0)
+
+
+def test_every_option_is_read():
+    given = Config(
+        sampling="uniform",
+        dataset="checker",
+        model="mlp",
+        epochs=7,
+        batch_size=16,
+        learning_rate=0.01,
+        decay="none",
+        warmup_steps=5,
+        seed=3,
+        priority="sqrt",
+        uniform_fraction=0.1,
+        smoothing=0.25,
+        beta=0.5,
+        scheme="multinomial",
+        feedback_lag=None,
+        evaluate_every=10,
+        output=Path("there"),
+        dry_run=True,
+        quiet=True,
+    )
+    arguments = ["--dry-run", "--quiet"]
+    for key in train.KEYS:
+        arguments += [f"--{key.replace('_', '-')}", str(getattr(given, key))]
+    assert parse(arguments) == given
+
+
+def test_help_names_every_option_and_its_default(capsys):
+    assert main(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+        assert f"(default: {field.default})" in text
+
+
+def test_the_folder_is_named_after_the_run():
+    assert Config(dataset="npz:data/my file.npz", seed=3).folder == Path(
+        "runs/npz-data-my-file.npz-importance-3"
+    )
+    assert Config(output=Path("here")).folder == Path("here")
+
+
+# --- files of options -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        (tmp_path / "mine.yaml").write_text(text)
+        return str(tmp_path / "mine.yaml")
+
+    return write
+
+
+def test_a_file_goes_before_the_defaults_and_the_command_line_before_the_file(file):
+    path = file("epochs: 7\nbatch-size: 64\nlearning_rate: 1e-2\nfeedback_lag: null\nsmoothing: 0\n")
+    for arguments in (["--epochs", "9", "--config", path], [f"--config={path}", "--epochs=9"]):
+        assert parse(arguments) == Config(
+            epochs=9,
+            batch_size=64,
+            learning_rate=0.01,
+            feedback_lag=None,
+            smoothing=0.0,
+            config=Path(path),
+        )
+
+
+def test_an_empty_file_changes_nothing(file):
+    path = file("# nothing yet\n")
+    assert parse(["--config", path]) == Config(config=Path(path))
+
+
+def test_what_is_printed_can_be_read(file, capsys):
+    arguments = ["--beta", "0.5", "--feedback-lag", "None", "--output", "a b", "--dataset", "npz:x y.npz"]
+    assert main([*arguments, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    config = parse(["--config", file(printed)])
+    assert dataclasses.replace(config, config=None) == parse(arguments)
+    assert to_yaml(config) == printed
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "epohcs: 3",
+            "unknown option 'epohcs' in --config {path}. Did you mean 'epochs'? There are: sampling,",
+        ),
+        ("dry_run: true", "unknown option 'dry_run'"),
+        ("epochs: [3, 4]", "epochs in --config {path} must be a single value, got [3, 4]"),
+        ("epochs: many", "the value above comes from --config {path}"),
+        ("sampling: importence", "the value above comes from --config {path}"),
+        ("smoothing: 1.5", "smoothing must be in [0, 1), got 1.5"),
+        ("- epochs", "--config {path} must hold lines of 'option: value', got ['epochs']"),
+        ("epochs: 3\n  beta: 1", "--config {path} is not yaml: mapping values are not allowed"),
+    ],
+)
+def test_a_wrong_file_is_told(file, capsys, text, message):
+    path = file(text)
+    assert main(["--config", path]) == 2
+    said = capsys.readouterr()
+    assert message.format(path=path) in said.err
+    assert said.out == ""
+
+
+def test_a_missing_file_names_its_neighbour(file, capsys):
+    path = file("epochs: 3")
+    assert main(["--config", path.replace("mine", "mien")]) == 2
+    assert f"Did you mean {path}?" in capsys.readouterr().err
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epohcs", "3"], "--epochs"),
+        (["--sampling", "importence"], "'importance'"),
+        (["--scheme", "sistematic"], "'systematic'"),
+        (["--epochs", "three"], "--epochs"),
+        (["--epochs"], "--epochs"),
+        (["digits"], "digits"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
+        (["--learning-rate", "nan"], "--learning-rate must be above 0 and finite, got nan"),
+        (["--warmup-steps", "-1"], "--warmup-steps must be at least 0, got -1"),
+        (["--seed", "-1"], "--seed must be in 0..4294967295, got -1"),
+        (["--evaluate-every", "0"], "--evaluate-every must be at least 1, or None, got 0"),
+        (["--uniform-fraction", "1.1"], "uniform_fraction must be in [0, 1], got 1.1"),
+        (["--smoothing", "1"], "smoothing must be in [0, 1), got 1"),
+        (["--beta", "-0.5"], "beta must be in [0, 1], got -0.5"),
+        (["--feedback-lag", "0"], "feedback_lag must be at least 1, got 0"),
+        (["--dataset", "digit"], "unknown data set 'digit'. Did you mean 'digits'?"),
+        (["--dataset", "npz:nowhere.npz"], "no file 'nowhere.npz'"),
+        (["--dataset", "checker", "--model", "cnn"], "the model 'cnn' needs images"),
+        (["--model", "mpl"], "unknown model 'mpl'. Did you mean 'mlp'?"),
+        (["--model", "no_such_module:small"], "no module 'no_such_module'"),
+        (["--epochs", "1", "--warmup-steps", "43"], "--warmup-steps must be below the 43 steps, got 43"),
+        (
+            ["--scheme", "without_replacement", "--batch-size", "1348"],
+            "--scheme without_replacement cannot draw --batch-size 1348 different samples out of 1347",
+        ),
+    ],
+)
+def test_a_mistake_is_told_without_a_trace_and_nothing_is_written(
+    arguments, message, capfd, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capfd.readouterr()
+    assert message in " ".join(said.err.replace("│", " ").split())
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_data_set_a_batch_can_be_drawn_without_replacement(capsys):
+    arguments = ["--scheme", "without_replacement", "--batch-size", "1347", "--dry-run"]
+    assert main(arguments) == 0
+    assert "20 steps of 1347" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path, capsys, monkeypatch):
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setattr(train.Plan, "train", lambda *_: pytest.fail("it was trained"))
+    assert main([*SMALL, "--output", str(tmp_path / "taken")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_interruption_is_status_130_and_writes_no_result(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Plan, "train", interrupt)
+    assert main([*SMALL, "--output", str(tmp_path / "out")]) == 130
+    assert "interrupted; no result was written" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_run_from_python_refuses_the_same():
+    with pytest.raises(OptionError, match="--epochs must be at least 1"):
+        train.run(Config(epochs=0))
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def result(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_dry_run_plans_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.Plan, "train", lambda *_: pytest.fail("it was trained"))
+    assert main([*SMALL, "--dry-run", "--output", "out"]) == 0
+    assert capsys.readouterr().out == (
+        "importance on digits: 22 steps of 128 (2 epochs), 1,347 samples to train on, 450 to test, "
+        "mlp with 8,970 parameters, seed 0\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_writes_its_result_and_the_same_options_give_the_same(tmp_path, capsys):
+    first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+    assert main([*SMALL, "--evaluate-every", "8", "--output", str(first)]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("\n") == 2
+    assert f"written to {first}" in told.out
+    assert "epoch 2 of 2: loss" in told.err  # no terminal: lines, not a bar
+    assert sorted(path.name for path in first.iterdir()) == [
+        "config.yaml",
+        "curve.csv",
+        "history.csv",
+        "summary.json",
+    ]
+
+    summary = result(first)
+    assert list(summary) == [
+        *("sampling", "dataset", "model", "parameters", "seed", "epochs", "steps", "batch_size"),
+        *("learning_rate", "seconds", "train_loss", "test_loss", "test_accuracy", "worst_class_accuracy"),
+        "sampler",
+    ]
+    assert (summary["sampling"], summary["dataset"], summary["seed"]) == ("importance", "digits", 0)
+    assert (summary["epochs"], summary["steps"], summary["batch_size"]) == (2, 22, 128)
+    assert 0 <= summary["worst_class_accuracy"] <= summary["test_accuracy"] <= 1
+    assert summary["sampler"]["seen"] == 1347
+    assert 0 < summary["seconds"] < 60
+
+    history = rows_of(first / "history.csv")
+    assert [(row["epoch"], row["step"]) for row in history] == [("1", "11"), ("2", "22")]
+    assert float(history[-1]["test_loss"]) == summary["test_loss"]
+    assert [row["step"] for row in rows_of(first / "curve.csv")] == ["8", "16"]
+
+    # Again from the file that it wrote, quietly and without the curve, which changes no result.
+    options = ["--config", str(first / "config.yaml"), "--evaluate-every", "None", "--quiet"]
+    assert main([*options, "--output", str(again)]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main([*options, "--output", str(other), "--seed", "1"]) == 0
+    same, different = result(again), result(other)
+    for found in (summary, same, different):
+        del found["seconds"]
+    assert same == summary
+    assert different["test_loss"] != summary["test_loss"]
+    assert yaml.safe_load((again / "config.yaml").read_text())["output"] == str(again)
+
+    # Into the first one's folder: its curve would be another run's.
+    assert main([*options, "--sampling", "uniform", "--output", str(first)]) == 0
+    assert not (first / "curve.csv").exists()
+    assert result(first)["sampling"] == "uniform"
+    assert result(first)["sampler"]["max_weight"] == 1.0
+
+
+def test_a_training_that_diverges_still_gives_valid_json(tmp_path):
+    x = np.linspace(0, 1, 80).reshape(40, 2)
+    np.savez(tmp_path / "steep.npz", x=x, y=x[:, :1] * 1e30)
+    arguments = ["--dataset", f"npz:{tmp_path / 'steep.npz'}", "--epochs", "1", "--quiet"]
+    assert main([*arguments, "--sampling", "uniform", "--output", str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["train_loss"] is None
+    assert summary["test_accuracy"] is None
+
+
+# --- TensorFlow's own lines -----------------------------------------------------------------------
+
+
+def test_start_up_lines_are_held_back_and_shown_where_loading_fails(capfd):
+    with train._held_back_stderr():
+        os.write(2, b"cudart_stub: no GPU\n")
+    print("later", file=sys.stderr)
+    assert capfd.readouterr().err == "later\n"
+
+    def fail():
+        os.write(2, b"libtensorflow is broken\n")
+        raise ImportError
+
+    with pytest.raises(ImportError), train._held_back_stderr():
+        fail()
+    print("later", file=sys.stderr)
+    assert capfd.readouterr().err == "libtensorflow is broken\nlater\n"
+
+
+FRESH = """
+import sys
+import train
+
+assert train.main(["--help"]) == 0
+assert train.main(["--epochs", "0"]) == 2
+assert train.main(["--print-config"]) == 0
+assert "tensorflow" not in sys.modules, "options need no TensorFlow"
+print("-- a run", flush=True)
+print("-- a run", file=sys.stderr, flush=True)
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_in_a_fresh_process_options_need_no_tensorflow_and_a_run_is_quiet(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    environment["PYTHONPATH"] = str(Path(train.__file__).parent)
+    finished = subprocess.run(
+        [sys.executable, "-c", FRESH, *SMALL, "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    out, err = (text.partition("-- a run\n")[2].splitlines() for text in (finished.stdout, finished.stderr))
+    assert [line.split(":")[0] for line in err] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert [line.split()[0] for line in out] == ["importance", "22"]
+    assert result(tmp_path / "out")["steps"] == 22
+
+
+def test_a_training_that_diverges_ends_in_words(tmp_path, capsys):
+    """Infinite inputs that pass as finite: the first loss is not a number, and so are all after it."""
+    path = tmp_path / "big.npz"
+    np.savez(path, x=np.full((40, 3), 3e38, np.float32), y=np.arange(40, dtype=np.float32))
+    options = ["--dataset", f"npz:{path}", "--batch-size", "2", "--output", str(tmp_path / "out"), "--quiet"]
+    assert train.main(options) == 1
+    error = capsys.readouterr().err
+    assert "diverged" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out" / "summary.json").exists()
