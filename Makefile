@@ -17,7 +17,7 @@ train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.uniform_vs_importance $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

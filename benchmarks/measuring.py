@@ -127,9 +127,7 @@ def take_rounds(
                 contestants[name].turn(-(-steps[name] // LEAD_IN))
                 measured[name][:, number] = contestants[name].turn(steps[name])
             after_round()
-    return {
-        name: Times(draw=draw, update=update, steps=steps[name]) for name, (draw, update) in measured.items()
-    }
+    return {name: Times(draw=draw, update=update, steps=steps[name]) for name, (draw, update) in measured.items()}
 
 
 @contextmanager

@@ -262,10 +262,7 @@ def ratios(rows: Sequence[Row]) -> str:
     Of numpy's ``choice`` the draw alone counts. Each ratio goes by way of that draw, with which both
     sides were compared inside each round.
     """
-    over = {
-        (row["num_samples"], row["batch_size"], row["system"]): row.get("step_over_choice_draw")
-        for row in rows
-    }
+    over = {(row["num_samples"], row["batch_size"], row["system"]): row.get("step_over_choice_draw") for row in rows}
     others = [name for name, entry in systems.SYSTEMS.items() if entry.everywhere][1:]
     titles = [f"{name}, draw alone" if name == systems.CHOICE else name for name in others]
     lines = [f"| N | B | {' | '.join(titles)} |", "|--:|--:|" + "--:|" * len(others)]

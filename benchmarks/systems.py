@@ -77,9 +77,7 @@ class Entry:
     everywhere: bool = True
 
 
-def importance_sampler(
-    priorities: Float64s, batch: int, generator: np.random.Generator, **options: Any
-) -> System:
+def importance_sampler(priorities: Float64s, batch: int, generator: np.random.Generator, **options: Any) -> System:
     """The public sampler; every loss is known at the start, so that there is no first pass."""
     seed = int(generator.integers(2**31))
     sampler = ImportanceSampler(priorities.size, losses=priorities, seed=seed, **options)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich import box
@@ -23,8 +23,11 @@ from rich.table import Table
 
 import train
 
+if TYPE_CHECKING:
+    from pipeline.training import Outcome
+
 Sampling = Literal["uniform", "importance"]
-Outcomes = dict[Sampling, train.Outcome]
+Outcomes = dict[Sampling, "Outcome"]
 
 POINTS = 40  # of the budget at which the test loss is looked at
 TASKS = {"digits": 20, "checker": 4}  # epochs; of 43 and of 1,563 steps
@@ -69,7 +72,7 @@ def main(options: Options) -> dict[str, Outcomes]:
     return outcomes
 
 
-def run(base: train.Config, sampling: Sampling, console: Console) -> train.Outcome:
+def run(base: train.Config, sampling: Sampling, console: Console) -> Outcome:
     """Train as ``train.py --sampling`` does, looking at the test loss at forty points of the budget."""
     plan = train.prepare(replace(base, sampling=sampling))
     plan = replace(plan, config=replace(plan.config, evaluate_every=max(1, plan.steps // POINTS)))
@@ -78,7 +81,7 @@ def run(base: train.Config, sampling: Sampling, console: Console) -> train.Outco
         return plan.train([callback])
 
 
-def steps_to(outcome: train.Outcome, loss: float) -> int | None:
+def steps_to(outcome: Outcome, loss: float) -> int | None:
     """The first step at which the test loss was at most ``loss``; None: never."""
     reached = [row["step"] for row in outcome.curve if (row["test_loss"] or 0.0) <= loss]
     if not reached and outcome.test_loss <= loss:

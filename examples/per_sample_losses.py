@@ -50,8 +50,7 @@ def main(rounds: int = 200, batch_size: int = 256) -> tuple[float, float]:
 
     losses, gradients = of_each_sample()
     difference = max(
-        float(tf.norm(one - other) / tf.norm(one))
-        for one, other in zip(of_the_batch()[1], gradients, strict=True)
+        float(tf.norm(one - other) / tf.norm(one)) for one, other in zip(of_the_batch()[1], gradients, strict=True)
     )
     ratio = _time_ratio(of_each_sample, of_the_batch, rounds)
     print(f"losses of a batch: shape {tuple(losses.shape)}, from {min(losses):.3f} to {max(losses):.3f}")

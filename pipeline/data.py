@@ -126,9 +126,7 @@ def _load_digits() -> tuple[Array, Array]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
-            "the digits come with scikit-learn, which is missing: pip install scikit-learn"
-        ) from error
+        raise ImportError("the digits come with scikit-learn, which is missing: pip install scikit-learn") from error
     bunch = load_digits()
     # Pixels count 0..16.
     return (bunch.images[..., None] / 16).astype(np.float32), bunch.target.astype(np.int64)
@@ -237,14 +235,12 @@ def _read_npz(path: str) -> dict[str, Array]:
             arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path!r} is not a usable .npz file of plain arrays ({error}); write one with "
-            "np.savez(path, x=x, y=y)"
+            f"{path!r} is not a usable .npz file of plain arrays ({error}); write one with np.savez(path, x=x, y=y)"
         ) from error
     keys = set(arrays)
     if not {"x", "y"} <= keys or ("x_test" in keys) != ("y_test" in keys):
         raise ValueError(
-            f"{path!r} holds the keys {sorted(keys)}; needed are x and y, and x_test and y_test both "
-            "or neither"
+            f"{path!r} holds the keys {sorted(keys)}; needed are x and y, and x_test and y_test both or neither"
         )
     return arrays
 

@@ -16,15 +16,17 @@ Elements are ``(x, y, sampling)``, or ``(x, sampling)`` where the data are input
 The cardinality is one epoch, ceil(N / B) batches of exactly B; every epoch goes on where the last one stopped.
 
 One Python call makes a whole batch: the draw, and the gathering of its samples. Where a ``feedback_lag`` makes the
-draw wait, the call gives up after some milliseconds and the graph calls again, so that an iterator can be closed at any time
-and no thread of TensorFlow is held.
+draw wait, the call gives up after some milliseconds and the graph calls again, so that an iterator can be closed at
+any time and no thread of TensorFlow is held.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -33,11 +35,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.sources import Array, Source, as_source
+from pipeline.columns import Array
+from pipeline.sources import Source, as_source
 from sampler import Draw, checks
 
 PATIENCE = 0.02  # seconds a call waits for feedback before it gives the thread back
 PREFETCH = 2
+GRACE = 0.02  # seconds for calls on their way, when the program ends
 COLUMNS = {"index": tf.int64, "weight": tf.float32, "probability": tf.float32, "step": tf.int64}
 
 logger = logging.getLogger("pipeline")
@@ -60,7 +64,6 @@ def importance_sampling(
     Applying it raises ``ValueError`` where the number of elements is not the sampler's, for an infinite dataset, and
     for one that is shuffled anew each time.
     """
-
     checks.whole("batch_size", batch_size, least=1)
     _prefetch(prefetch, sampler.feedback_lag)
 
@@ -101,8 +104,8 @@ def _prefetch(prefetch: int | None, lag: int | None) -> int:
     prefetch = checks.whole("prefetch", prefetch, least=0)
     if prefetch > most:
         raise ValueError(
-            f"prefetch={prefetch} needs a feedback_lag of at least {prefetch + 1}, got {lag}: a draw made that far ahead "
-            "cannot know the feedback it must use; lower prefetch or raise feedback_lag"
+            f"prefetch={prefetch} needs a feedback_lag of at least {prefetch + 1}, got {lag}: a draw made that far "
+            "ahead cannot know the feedback it must use; lower prefetch or raise feedback_lag"
         )
     return prefetch
 
@@ -119,8 +122,10 @@ def _epoch(feeder: _Feeder, ahead: int) -> tf.data.Dataset:
         ready = ready.prefetch(ahead)
     epoch = ready.filter(feeder.leaves).map(feeder.element)
     options = tf.data.Options()
-    # TensorFlow would draw ahead on its own account.
+    # With these TensorFlow would draw ahead on its own account.
     options.experimental_optimization.inject_prefetch = False
+    options.experimental_optimization.map_parallelization = False
+    options.experimental_optimization.filter_parallelization = False
     return epoch.apply(tf.data.experimental.assert_cardinality(feeder.steps)).with_options(options)
 
 
@@ -155,6 +160,21 @@ class _Iterations:
 
 
 _ITERATIONS: weakref.WeakKeyDictionary[Any, _Iterations] = weakref.WeakKeyDictionary()  # by sampler
+_LEAVING = threading.Event()  # set when the interpreter is about to end
+
+
+@atexit.register
+def _leave() -> None:
+    """Let every thread of TensorFlow that is in here out, and none in again, before the interpreter goes.
+
+    One that came later would wait for an interpreter that is no more, and the end of its iterator for it.
+    """
+    _LEAVING.set()
+    for iterations in list(_ITERATIONS.values()):
+        if iterations.lock.acquire(timeout=1.0):
+            iterations.lock.release()
+    if _ITERATIONS:
+        time.sleep(GRACE)
 
 
 class _Feeder:
@@ -198,6 +218,8 @@ class _Feeder:
 
     def next_batch(self, iteration: int, place: int) -> list[Any]:
         """``[ready, iteration, index, weight, probability, step, *the source's arrays]``."""
+        if _LEAVING.is_set():
+            raise RuntimeError("the program is ending")
         with self.iterations.lock:  # an iteration that has been replaced must not take a draw of the new one
             if iteration == 0:
                 iteration = self._begin()

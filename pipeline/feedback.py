@@ -4,18 +4,21 @@
     model.fit(train, epochs=5, callbacks=[LossFeedback(model, sampler)])
 
 How it gets at the loss of each sample: the compiled loss is linear in the sample weights, L = (1/B) Σ w ℓ, so its
-gradient with respect to the weights, times B, *is* the unweighted loss of each sample, whatever the loss and however it is
-put together. One tape around ``compute_loss`` gives it, for next to nothing.
+gradient with respect to the weights, times B, *is* the unweighted loss of each sample, whatever the loss and however
+it is put together. One tape around ``compute_loss`` gives it, for next to nothing.
 
 How it gets out of the compiled step: the step writes losses, index and step into small variables, and the
 callback reads them after each batch. That works in graph mode, with XLA, several steps per execution, mixed
 precision and eagerly.
 
-``train_step`` and ``compute_loss`` are replaced on the instance while ``fit`` runs and put back when it ends.
+``train_step`` and ``compute_loss`` are replaced on the instance while ``fit`` runs and put back when it ends; so are
+the compiled losses, each by one that lays (B,) weights along the batch whatever the rank of its values. A ``fit`` that
+died of an exception leaves them there until the next one begins.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +27,7 @@ import tensorflow as tf
 
 from pipeline.losses import unreduced
 
-HOOKS = ("train_step", "compute_loss")
+HOOKS = ("train_step", "compute_loss", "fit", "train_on_batch")
 
 
 class LossFeedback(keras.callbacks.Callback):
@@ -54,11 +57,12 @@ class LossFeedback(keras.callbacks.Callback):
         self._originals: dict[str, Callable[..., Any]] = {}
         self._current: dict[str, Any] | None = None  # of the step that is being traced or run
         self._ring: _Ring | None = None
+        self._checked = False  # whether a first step is over
 
     # --- Keras calls these ---
 
     def set_model(self, model: keras.Model) -> None:
-        """Called by ``fit`` before it makes its training function."""
+        """Refuse another model, and a lag that is too short, before anything is done."""
         if model is not self._fitted:
             raise ValueError(
                 f"LossFeedback was made for the model {self._fitted.name!r}, but {model.name!r} is fitted; make it "
@@ -66,7 +70,11 @@ class LossFeedback(keras.callbacks.Callback):
             )
         super().set_model(model)
         self._check_lag()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the hooks in place; ``fit`` has made its training function just before, which is made anew."""
         self._install()
+        self._fitted.make_train_function(force=True)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Hand over the losses of the steps just done."""
@@ -96,16 +104,26 @@ class LossFeedback(keras.callbacks.Callback):
         model = self._fitted
         self._originals = {name: getattr(model, name) for name in HOOKS}
         self._ring = None
+        self._checked = False
         # Past Keras's own __setattr__, which would track what is set.
         object.__setattr__(model, "train_step", self._train_step)
         object.__setattr__(model, "compute_loss", self._compute_loss)
-        model.train_function = None
+        for name in ("fit", "train_on_batch"):
+            object.__setattr__(model, name, functools.partial(self._begin_anew, name))
+        _wrap_losses(getattr(model, "_compile_loss", None))
 
     def _remove(self) -> None:
-        for name in HOOKS:
-            if self._fitted.__dict__.get(name) in (self._train_step, self._compute_loss):
-                object.__delattr__(self._fitted, name)
-                self._fitted.train_function = None
+        if self._originals:
+            for name in HOOKS:
+                self._fitted.__dict__.pop(name, None)
+            _unwrap_losses(getattr(self._fitted, "_compile_loss", None))
+            self._fitted.train_function = None
+        self._originals = {}
+
+    def _begin_anew(self, name: str, *args: Any, **options: Any) -> Any:
+        """``fit`` begins while the hooks are there: the last one died of an exception and left them."""
+        self._remove()
+        return getattr(self._fitted, name)(*args, **options)
 
     def _train_step(self, data: Any) -> Any:
         """The model's own train step, on the product of the weights; the losses go into the ring."""
@@ -117,16 +135,16 @@ class LossFeedback(keras.callbacks.Callback):
                 "the batches carry no sampling with index and weight; wrap the dataset with "
                 "dataset.apply(importance_sampling(sampler, batch_size)), or leave LossFeedback out"
             )
-        weight = sampling["weight"]
-        if "sample_weight" in sampling:
-            weight = weight * tf.cast(tf.reshape(sampling["sample_weight"], tf.shape(weight)), weight.dtype)
+        before = self._weights_before()
         self._current = {"losses": None}
         try:
-            logs = self._originals["train_step"]((x, y, weight))
+            logs = self._originals["train_step"]((x, y, _weight(sampling)))
             losses = self._current["losses"]
         finally:
             self._current = None
         if losses is None:
+            for variable, value in before:
+                variable.assign(value)
             raise ValueError(
                 "the model's train_step never called compute_loss, so the losses of its samples cannot be had; call "
                 "self.compute_loss(x, y, y_pred, sample_weight) there, or use a custom loop with per_sample_loss"
@@ -150,36 +168,31 @@ class LossFeedback(keras.callbacks.Callback):
                 "the model's train_step called compute_loss without sample_weight, so the importance weights would be "
                 "lost; pass it on: self.compute_loss(x, y, y_pred, sample_weight)"
             )
-        own = type(self._fitted).compute_loss is not keras.Model.compute_loss
-        # (B, 1) meets losses (B, T) row by row; (B,) would be laid along T. A loss of the user's own gets (B,).
-        loss, gradient = self._loss_and_gradient(x, y, y_pred, sample_weight, training, 1 if own else 2)
-        if not own:
-            ranks = _check_compiled_losses(self._fitted, y, y_pred)
-            if max(ranks, default=0) > 2:
-                loss, gradient = self._loss_and_gradient(x, y, y_pred, sample_weight, training, max(ranks))
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sample_weight)
+            loss = self._own_loss(x, y, y_pred, sample_weight, training)
+        gradient = tape.gradient(loss, sample_weight)
         if gradient is None:
             raise ValueError(
-                "the loss does not depend on the sample weights, so importance weights would have no effect and training "
-                "would be biased; let compute_loss, or the loss, use sample_weight"
+                "the loss does not depend on the sample weights, so importance weights would have no effect and "
+                "training would be biased; let compute_loss, or the loss, use sample_weight"
             )
         assert self._current is not None
         self._current["losses"] = tf.cast(gradient, tf.float32) * _batch_factor(self._fitted, sample_weight)
         return loss
 
     def _own_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> tf.Tensor:
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        if getattr(self._fitted, "_compute_loss_has_training_arg", True):
-            arguments["training"] = training
-        return self._originals["compute_loss"](**arguments)
+        options = {"training": training} if getattr(self._fitted, "_compute_loss_has_training_arg", True) else {}
+        return self._originals["compute_loss"](x, y, y_pred, sample_weight, **options)
 
-    def _loss_and_gradient(
-        self, x: Any, y: Any, y_pred: Any, weight: tf.Tensor, training: bool, rank: int
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weight)
-            shaped = tf.reshape(weight, [-1] + [1] * (rank - 1))
-            loss = self._own_loss(x, y, y_pred, shaped, training)
-        return loss, tape.gradient(loss, weight)
+    def _weights_before(self) -> list[tuple[Any, Any]]:
+        """The model's variables and their values, in the first step of an eager run: there a step that turns out to
+        be of no use has been done already.
+        """
+        if self._checked or not tf.executing_eagerly():
+            return []
+        self._checked = True
+        return [(variable, variable.numpy()) for variable in self._fitted.variables]
 
     # --- the way out of the compiled step ---
 
@@ -228,39 +241,78 @@ class _Ring:
         return [(origin[row, 0], losses[row], origin[row, 1]) for row in rows]
 
 
-# --- what the compiled losses must be ---
+def _weight(sampling: dict[str, tf.Tensor]) -> tf.Tensor:
+    """(B,) the importance weights, times the user's own sample weights where there are any."""
+    weight = sampling["weight"]
+    own = sampling.get("sample_weight")
+    if own is None:
+        return weight
+    shapes = {tuple(part.shape) for part in tf.nest.flatten(own)}
+    if tf.nest.is_nested(own) or shapes - {tuple(weight.shape), (*weight.shape, 1)}:
+        raise ValueError(
+            f"the data set's own sample weights must be one number for each sample, got shape "
+            f"{' and '.join(map(str, sorted(shapes)))} for a batch of {weight.shape[0]}; weights for steps, pixels or "
+            "outputs go into the loss, or into a custom loop with per_sample_loss"
+        )
+    return weight * tf.cast(tf.reshape(own, tf.shape(weight)), weight.dtype)
+
+
+# --- the compiled losses ---
+
+
+class _RowWise:
+    """A compiled loss that lays weights (B,) along the batch, whatever the rank of its values.
+
+    By itself Keras would lay them along T for values (B, T).
+    """
+
+    def __init__(self, loss: Any, name: str) -> None:
+        self.loss, self.name = loss, name
+        self.reduction = getattr(loss, "reduction", None)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
+        if sample_weight is not None and sample_weight.shape.rank == 1:
+            rank = unreduced(self.loss)(y_true, y_pred).shape.rank
+            if rank == 0:
+                raise ValueError(
+                    f"the loss {self.name!r} gives one number for the whole batch, so its samples cannot be told "
+                    "apart; let it end in a mean over the last axis, ops.mean(..., axis=-1), or be made with "
+                    "reduction=None inside"
+                )
+            sample_weight = tf.reshape(sample_weight, [-1] + [1] * (rank - 1))
+        return self.loss(y_true, y_pred, sample_weight)
+
+
+def _wrap_losses(compiled: Any) -> None:
+    """Make every compiled loss row-wise, at once or as soon as Keras has built them."""
+    if compiled is None:
+        return
+    if compiled.built:
+        compiled._flat_losses = [
+            entry._replace(loss=_RowWise(entry.loss, entry.name)) for entry in compiled._flat_losses
+        ]
+        return
+
+    def build(*args: Any) -> None:
+        del compiled.build
+        compiled.build(*args)
+        _wrap_losses(compiled)
+
+    compiled.build = build
+
+
+def _unwrap_losses(compiled: Any) -> None:
+    if compiled is None:
+        return
+    compiled.__dict__.pop("build", None)
+    compiled._flat_losses = [
+        entry._replace(loss=entry.loss.loss) if isinstance(entry.loss, _RowWise) else entry
+        for entry in compiled._flat_losses or []
+    ] or compiled._flat_losses
 
 
 def _flat_losses(model: keras.Model) -> list[Any]:
     return list(getattr(getattr(model, "_compile_loss", None), "_flat_losses", None) or [])
-
-
-def _check_compiled_losses(model: keras.Model, y: Any, y_pred: Any) -> list[int]:
-    """The ranks of the compiled losses before reduction; ``ValueError`` for one that gives a single number."""
-    ranks = []
-    for path, loss, _, name in _flat_losses(model):
-        try:
-            shape = unreduced(loss)(_at(path, y), _at(path, y_pred)).shape
-        except (KeyError, IndexError, TypeError):
-            continue  # y is laid out otherwise than y_pred; the gradient is right all the same
-        if shape.rank == 0:
-            raise ValueError(
-                f"the loss {name!r} gives one number for the whole batch, so its samples cannot be told apart; let it end "
-                "in a mean over the last axis, ops.mean(..., axis=-1), or be made with reduction=None inside"
-            )
-        ranks.append(shape.rank)
-    if len(ranks) > 1 and max(ranks) > 2:
-        raise ValueError(
-            f"several outputs with losses of ranks {ranks} before reduction are not supported; reduce each to (B,) or "
-            "(B, T), or use a custom loop with per_sample_loss"
-        )
-    return ranks
-
-
-def _at(path: tuple[Any, ...], structure: Any) -> Any:
-    for key in path:
-        structure = structure[key]
-    return structure
 
 
 def _batch_factor(model: keras.Model, weight: tf.Tensor) -> tf.Tensor:
@@ -274,7 +326,8 @@ def _batch_factor(model: keras.Model, weight: tf.Tensor) -> tf.Tensor:
     sums = reductions & {"sum", "none", None}
     if sums and reductions - sums:
         raise ValueError(
-            f"losses with different reductions, {sorted(map(str, reductions))}, cannot be told apart; use one for all outputs"
+            f"losses with different reductions, {sorted(map(str, reductions))}, cannot be told apart; use one "
+            "for all outputs"
         )
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return tf.constant(1.0) if sums else tf.cast(tf.shape(weight)[0] * replicas, tf.float32)

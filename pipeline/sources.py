@@ -6,8 +6,8 @@
     source = as_source(records)                     # anything with __len__ and __getitem__
 
 A source has a length and a ``spec``, the nested structure of its elements, and two methods that work hand in hand:
-``take(index)`` gives NumPy arrays, outside the graph; ``pack(tensors, batch_size)`` makes of those, inside the graph, what
-``batch`` would have made of the elements. Dense, string, ragged and sparse components arrive unchanged.
+``take(index)`` gives NumPy arrays, outside the graph; ``pack(tensors, batch_size)`` makes of those, inside the graph,
+what ``batch`` would have made of the elements. Dense, string, ragged and sparse components arrive unchanged.
 
 Arrays are not copied. A ``tf.data.Dataset`` is read once, by batches, into arrays of its exact size.
 """
@@ -20,7 +20,17 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.columns import (
+    Array,
+    Column,
+    ColumnSource,
+    DenseColumn,
+    RaggedColumn,
+    SparseColumn,
+    dtype_of,
+    splits_of,
+)
+
 CHUNK_BYTES = 1 << 25  # a dataset is read in batches of about this size
 CHUNK_ELEMENTS = 1024
 
@@ -46,7 +56,7 @@ def as_source(data: Any, *, size: int | None = None) -> Source:
     if isinstance(data, tf.data.Dataset):
         return dataset_source(data, size=num_samples(data) if size is None else size)
     if hasattr(data, "take") and hasattr(data, "pack") and hasattr(data, "spec"):
-        return data  # type: ignore[no-any-return]
+        return data
     if isinstance(data, (np.ndarray, tf.Tensor, tuple, dict)):
         return array_source(data)
     if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, (list, str)):
@@ -55,162 +65,6 @@ def as_source(data: Any, *, size: int | None = None) -> Source:
         f"a source is an array, a tuple or dict of arrays, a tf.data.Dataset, or has __len__ and __getitem__; got "
         f"{type(data).__name__}" + ("; use np.asarray(...)" if isinstance(data, list) else "")
     )
-
-
-# --- columns: one component of the elements each -------------------------------------------------
-
-
-class DenseColumn:
-    """A component of one shape: an array (N, ...), numbers or strings."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-        self.dtypes = [_dtype(array)]
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def take(self, index: Array) -> list[Array]:
-        return [_plain(self.array.take(index, axis=0))]
-
-    def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> tf.Tensor:
-        return tf.ensure_shape(tensors[0], (batch_size, *self.array.shape[1:]))
-
-
-class RaggedColumn:
-    """A component of varying shape: the rows' values in one array, and where each row begins.
-
-    ``sizes`` has the static size of each of the element's axes that has splits, None where it varies.
-    """
-
-    def __init__(
-        self, splits: list[Array], values: Array, sizes: Sequence[int | None], dtype: tf.DType = tf.int64
-    ) -> None:
-        self.splits = splits  # outermost first
-        self.values = values
-        self.sizes = list(sizes)
-        self.splits_dtype = dtype
-        self.dtypes = [tf.int64] * len(splits) + [_dtype(values)]
-
-    def __len__(self) -> int:
-        return len(self.splits[0]) - 1
-
-    def take(self, index: Array) -> list[Array]:
-        rows, taken = index, []
-        for splits in self.splits:
-            rows, lengths = _rows(splits, rows)
-            taken.append(_splits(lengths))
-        return [*taken, self.values[rows]]
-
-    def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> tf.RaggedTensor:
-        *splits, values = tensors
-        packed = tf.ensure_shape(values, (None, *self.values.shape[1:]))
-        rows = [batch_size + 1] + [None] * (len(splits) - 1)
-        for split, size, count in reversed(list(zip(splits, self.sizes, rows, strict=True))):
-            split = tf.cast(tf.ensure_shape(split, (count,)), self.splits_dtype)
-            if size is None:
-                packed = tf.RaggedTensor.from_row_splits(packed, split, validate=False)
-            else:
-                size, nrows = tf.constant(size, split.dtype), tf.size(split, split.dtype) - 1
-                packed = tf.RaggedTensor.from_uniform_row_length(packed, size, nrows, validate=False)
-        return packed
-
-
-class SparseColumn:
-    """A sparse component: coordinates and values of all rows, and where each row begins."""
-
-    def __init__(
-        self, splits: Array, coordinates: Array, values: Array, shapes: Array, static: tf.TensorShape
-    ) -> None:
-        self.splits = splits
-        self.coordinates = coordinates  # (all values, rank)
-        self.values = values
-        self.shapes = shapes  # (N, rank)
-        self.static = static  # what is known of the shape of all elements
-        self.dtypes = [tf.int64, _dtype(values), tf.int64]
-
-    def __len__(self) -> int:
-        return len(self.splits) - 1
-
-    def take(self, index: Array) -> list[Array]:
-        places, lengths = _rows(self.splits, index)
-        row = np.repeat(np.arange(index.size), lengths)
-        coordinates = np.column_stack([row, self.coordinates[places]])
-        shape = np.concatenate([[index.size], self.shapes[index].max(axis=0)])
-        return [coordinates, self.values[places], shape]
-
-    def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> tf.SparseTensor:
-        coordinates, values, shape = tensors
-        rank = self.coordinates.shape[1] + 1
-        sparse = tf.SparseTensor(
-            tf.ensure_shape(coordinates, (None, rank)),
-            tf.ensure_shape(values, (None,)),
-            tf.ensure_shape(shape, (rank,)),
-        )
-        sparse.set_shape((batch_size, *self.static))
-        return sparse
-
-
-Column = DenseColumn | RaggedColumn | SparseColumn
-
-
-class ColumnSource:
-    """Elements held by columns, one for each component of the nested structure ``spec``."""
-
-    def __init__(self, spec: Any, columns: list[Column]) -> None:
-        self.spec = spec
-        self.columns = columns
-        self.dtypes = [dtype for column in columns for dtype in column.dtypes]
-
-    def __len__(self) -> int:
-        return len(self.columns[0])
-
-    def take(self, index: Array) -> list[Array]:
-        return [part for column in self.columns for part in column.take(index)]
-
-    def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> Any:
-        packed, first = [], 0
-        for column in self.columns:
-            end = first + len(column.dtypes)
-            packed.append(column.pack(tensors[first:end], batch_size))
-            first = end
-        return tf.nest.pack_sequence_as(self.spec, packed)
-
-
-def _dtype(array: Array) -> tf.DType:
-    """TensorFlow's dtype for the values of ``array``; ``TypeError`` where there is none."""
-    if array.dtype.kind in "SU":
-        return tf.string
-    if array.dtype.kind == "O":
-        if array.size and not isinstance(array.flat[0], (str, bytes)):
-            raise TypeError(
-                f"an array of objects must hold str or bytes, got {type(array.flat[0]).__name__}; make it an array "
-                "of numbers with .astype(...)"
-            )
-        return tf.string
-    try:
-        return tf.as_dtype(array.dtype.newbyteorder("="))
-    except TypeError:
-        raise TypeError(f"TensorFlow has no dtype for {array.dtype}; convert it with .astype(...)") from None
-
-
-def _plain(array: Array) -> Array:
-    """The same values in the form that TensorFlow takes over as it is: text as objects, numbers in native byte order."""
-    if array.dtype.kind == "U":
-        return array.astype(object)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def _rows(splits: Array, rows: Array) -> tuple[Array, Array]:
-    """The places that ``rows`` hold one level below, and how many each has."""
-    starts, lengths = splits[rows], splits[rows + 1] - splits[rows]
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if ends.size else 0
-    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths), lengths
-
-
-def _splits(lengths: Array) -> Array:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 # --- arrays ---------------------------------------------------------------------------------------
@@ -227,9 +81,7 @@ def array_source(arrays: Any) -> ColumnSource:
             )
     lengths = sorted({len(leaf) for leaf in leaves})
     if len(lengths) != 1:
-        raise ValueError(
-            f"all arrays must have the same length, got {', '.join(map(str, lengths)) or 'none'}"
-        )
+        raise ValueError(f"all arrays must have the same length, got {', '.join(map(str, lengths)) or 'none'}")
     if lengths == [0]:
         raise ValueError("the arrays are empty: a source needs at least one element")
     return ColumnSource(tf.nest.map_structure(lambda _: None, arrays), [DenseColumn(leaf) for leaf in leaves])
@@ -251,19 +103,14 @@ class ItemSource:
         self.items = items
         self.spec = tf.nest.map_structure(lambda _: None, first)
         self.examples = [np.asarray(leaf) for leaf in tf.nest.flatten(first)]
-        self.dtypes = [_dtype(example) for example in self.examples]
+        self.dtypes = [dtype_of(example) for example in self.examples]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def take(self, index: Array) -> list[Array]:
-        rows = [
-            self._leaves(i, element) for i, element in zip(index, self._fetch(index.tolist()), strict=True)
-        ]
-        return [
-            self._stack(example, [row[leaf] for row in rows], index)
-            for leaf, example in enumerate(self.examples)
-        ]
+        rows = [self._leaves(i, element) for i, element in zip(index, self._fetch(index.tolist()), strict=True)]
+        return [self._stack(example, [row[leaf] for row in rows], index) for leaf, example in enumerate(self.examples)]
 
     def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> Any:
         shaped = [
@@ -285,7 +132,7 @@ class ItemSource:
             tf.nest.assert_same_structure(self.spec, element)
         except (TypeError, ValueError) as error:
             raise ValueError(f"element {i} has another structure than the first element: {error}") from None
-        return tf.nest.flatten(element)  # type: ignore[no-any-return]
+        return tf.nest.flatten(element)
 
     def _stack(self, example: Array, values: list[Any], index: Array) -> Array:
         arrays = [np.asarray(value) for value in values]
@@ -333,7 +180,8 @@ def dataset_source(dataset: tf.data.Dataset, *, size: int) -> ColumnSource:
     """Read a finite, unbatched dataset of ``size`` elements into memory.
 
     Raises ``ValueError`` where the number of elements is another one, where the dataset is infinite, and where
-    a ``shuffle`` would give the elements other indices the next time; ``TypeError`` for components that are not tensors.
+    a ``shuffle`` would give the elements other indices the next time; ``TypeError`` for components that are no
+    tensors.
     """
     if size == 0:
         raise ValueError("the dataset is empty: a source needs at least one element")
@@ -394,7 +242,7 @@ class _RaggedReader:
             return DenseColumn(values.reshape(shape))
         sizes = self.spec.shape[: len(lengths)]
         return RaggedColumn(
-            [_splits(level) for level in lengths],
+            [splits_of(level) for level in lengths],
             values,
             sizes,
             getattr(self.spec, "row_splits_dtype", tf.int64),
@@ -415,11 +263,9 @@ class _SparseReader:
         self.parts.append((lengths, coordinates[:, 1:], part.values.numpy(), shapes))
 
     def column(self) -> Column:
-        lengths, coordinates, values, shapes = (
-            np.concatenate(part) for part in zip(*self.parts, strict=True)
-        )
+        lengths, coordinates, values, shapes = (np.concatenate(part) for part in zip(*self.parts, strict=True))
         self.parts = []
-        return SparseColumn(_splits(lengths), coordinates, values, shapes, self.shape)
+        return SparseColumn(splits_of(lengths), coordinates, values, shapes, self.shape)
 
 
 _Reader = _DenseReader | _RaggedReader | _SparseReader
@@ -432,19 +278,15 @@ def _reader(spec: Any, size: int) -> _Reader:
         return _SparseReader(spec)
     if isinstance(spec, tf.TensorSpec):
         if spec.shape.rank is None:
-            raise TypeError(
-                f"a component has no known rank: {spec}; give it one with tf.ensure_shape in a map()"
-            )
+            raise TypeError(f"a component has no known rank: {spec}; give it one with tf.ensure_shape in a map()")
         if spec.shape.is_fully_defined():
             return _DenseReader(spec, size)
         return _RaggedReader(spec)
-    raise TypeError(
-        f"components must be dense, ragged or sparse tensors, got {spec}; convert it with a map()"
-    )
+    raise TypeError(f"components must be dense, ragged or sparse tensors, got {spec}; convert it with a map()")
 
 
 def _chunk_size(leaves: list[Any]) -> int:
-    """How many elements to read at a time; sparse ones of varying shape alone, since a batch keeps the largest shape."""
+    """How many elements to read at a time; sparse ones of varying shape alone, as a batch keeps the largest shape."""
     if any(isinstance(leaf, tf.SparseTensorSpec) and not leaf.shape.is_fully_defined() for leaf in leaves):
         return 1
     known = [
@@ -502,7 +344,8 @@ def _looks_batched(dataset: tf.data.Dataset, count: int, size: int) -> bool:
 def _refuse_moving(dataset: tf.data.Dataset) -> None:
     """Refuse a dataset that shuffles its elements anew, so that an index would not mean one sample.
 
-    The walk over a dataset's inputs uses names that TensorFlow does not promise; where they are missing, nothing is found.
+    The walk over a dataset's inputs uses names that TensorFlow does not promise; where they are missing, nothing is
+    found.
     """
     for reshuffles, seeded in _shuffles(dataset):
         if reshuffles or not seeded:
@@ -526,5 +369,5 @@ def _shuffles(dataset: Any) -> Iterator[tuple[bool, bool]]:
             graph = getattr(getattr(function, "function", None), "graph", None)
             for operation in graph.get_operations() if graph is not None else ():
                 if operation.type.startswith("ShuffleDataset"):
-                    seeds = [tf.get_static_value(seed) for seed in operation.inputs[2:4]]
-                    yield bool(operation.get_attr("reshuffle_each_iteration")), any(seeds)
+                    seeded = any(tf.get_static_value(seed) for seed in operation.inputs[2:4])
+                    yield bool(operation.get_attr("reshuffle_each_iteration")), seeded

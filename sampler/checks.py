@@ -101,9 +101,7 @@ def steps(step: npt.ArrayLike | None, count: int) -> Int64s | None:
     return np.full(count, given, np.int64)
 
 
-def array(
-    name: str, value: npt.ArrayLike, like: npt.NDArray[Any], *, least: float | None = None
-) -> npt.NDArray[Any]:
+def array(name: str, value: npt.ArrayLike, like: npt.NDArray[Any], *, least: float | None = None) -> npt.NDArray[Any]:
     """A copy of ``value`` of the shape and dtype of ``like``, for arrays that come out of a state."""
     given = np.asarray(value)
     if given.shape != like.shape:

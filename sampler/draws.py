@@ -32,9 +32,7 @@ Drawn = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 Scheme = Callable[..., Drawn]
 
 
-def multinomial(
-    store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator
-) -> Drawn:
+def multinomial(store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator) -> Drawn:
     """Independent draws.
 
     Their positions in ascending order, without a sort: the partial sums of B + 1 exponential
@@ -45,16 +43,12 @@ def multinomial(
     return store.find(sums[:-1] / sums[-1], uniform_fraction)
 
 
-def stratified(
-    store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator
-) -> Drawn:
+def stratified(store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator) -> Drawn:
     """One draw in each of B equal parts of the cumulative p."""
     return store.find((np.arange(count) + generator.random(count)) / count, uniform_fraction)
 
 
-def systematic(
-    store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator
-) -> Drawn:
+def systematic(store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator) -> Drawn:
     """B positions at equal distances along the cumulative p, from one random start (Madow, 1949)."""
     return store.find((np.arange(count) + generator.random()) / count, uniform_fraction)
 

@@ -146,9 +146,10 @@ def find(
     sample of mass zero is never found, however the sums were rounded.
 
     The upper levels, those with fewer nodes than there are positions, are not searched: the positions are laid
-    beside the nodes of the lowest of them in one pass. Before a level is searched, one number of each node is read in a loop of its own. These reads do not wait for
-    each other, so the memory delivers them together, and the search finds them in the cache: a third less time at
-    N = 10^6. Their sum is returned so that the compiler keeps them; it means nothing.
+    beside the nodes of the lowest of them in one pass. Before a level is searched, one number of each node is
+    read in a loop of its own. These reads do not wait for each other, so the memory delivers them together, and the
+    search finds them in the cache: a third less time at N = 10^6. Their sum is returned so that the compiler
+    keeps them; it means nothing.
     """
     batch = positions.size
     level, span = starts.size - 1, FANOUT**starts.size  # span: samples under one node of the level
@@ -202,9 +203,7 @@ def _walk(
 
 
 @compiled
-def _descend(
-    values: npt.NDArray[Any], first: int, children: int, floor: float, position: float
-) -> tuple[int, float]:
+def _descend(values: npt.NDArray[Any], first: int, children: int, floor: float, position: float) -> tuple[int, float]:
     """Which of sixteen children lies under ``position``, and what is left of it there.
 
     The children are ``values[first:first + 16]``, each ``floor`` heavier than it stands there; those from
@@ -245,9 +244,7 @@ def _last_passed(position: float, end1: float, end2: float, end3: float) -> floa
 
 
 @compiled
-def mass_before(
-    leaves: Float32s, sums: Float64s, starts: Int64s, size: int, floor: float, index: Int64s
-) -> Float64s:
+def mass_before(leaves: Float32s, sums: Float64s, starts: Int64s, size: int, floor: float, index: Int64s) -> Float64s:
     """The cumulative mass in front of each sample of ``index`` (B,). O(B log N)."""
     before = np.empty(index.size, np.float64)
     for position, sample in enumerate(index):
@@ -264,9 +261,7 @@ def mass_before(
 
 
 @compiled
-def heavy(
-    leaves: Float32s, sums: Float64s, starts: Int64s, size: int, floor: float, threshold: float
-) -> Int64s:
+def heavy(leaves: Float32s, sums: Float64s, starts: Int64s, size: int, floor: float, threshold: float) -> Int64s:
     """The samples of mass ``threshold`` or more, ascending.
 
     A node lighter than the threshold has no such sample below it and is not entered, so the cost is
@@ -444,9 +439,7 @@ def permuted(keys: npt.NDArray[np.uint64], size: int, first: int, index: Int64s)
 
 
 @compiled
-def weigh(
-    probability: Float64s, num_samples: int, beta: float, weight: Float32s
-) -> tuple[float, float, float]:
+def weigh(probability: Float64s, num_samples: int, beta: float, weight: Float32s) -> tuple[float, float, float]:
     """Fill ``weight`` (B,) with (1 / (N p)) ** beta; return their sum, sum of squares and largest."""
     total = 0.0
     squares = 0.0

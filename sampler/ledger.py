@@ -169,14 +169,10 @@ class Ledger:
         changed then.
         """
         steps, sizes = _checked_steps(state, next_step)
-        columns = [
-            checks.array(name, state[name], np.empty(sizes.sum(), dtype)) for name, dtype in COLUMNS.items()
-        ]
+        columns = [checks.array(name, state[name], np.empty(sizes.sum(), dtype)) for name, dtype in COLUMNS.items()]
         flights = {}
         for step, end, size in zip(steps.tolist(), np.cumsum(sizes), sizes, strict=True):
-            index, probability, weight, losses, reported = (
-                column[end - size : end].copy() for column in columns
-            )
+            index, probability, weight, losses, reported = (column[end - size : end].copy() for column in columns)
             flights[step] = Flight(frozen(step, index, probability, weight))
             flights[step].losses[:] = losses
             flights[step].reported[:] = reported

@@ -38,13 +38,9 @@ class PriorityStore(Protocol):
 
     def find(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
 
-    def find_distinct(
-        self, count: int, offset: float, uniform_fraction: float = 0.0
-    ) -> tuple[Int64s, Float64s]: ...
+    def find_distinct(self, count: int, offset: float, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
 
-    def record(
-        self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float
-    ) -> int: ...
+    def record(self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float) -> int: ...
 
     def priorities(self) -> Float64s: ...
 
@@ -101,9 +97,7 @@ class ProportionalStore:
         kernels.assign(self._leaves, index, priorities)
         self._refresh(index)
 
-    def record(
-        self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float
-    ) -> int:
+    def record(self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float) -> int:
         """Learn priorities (B,) of distinct samples from feedback; returns how many were new.
 
         ``smoothing`` in [0, 1) is the share kept of the old priority, save for a sample whose ``newest``
@@ -126,9 +120,7 @@ class ProportionalStore:
         mass /= total
         return index, mass
 
-    def find_distinct(
-        self, count: int, offset: float, uniform_fraction: float = 0.0
-    ) -> tuple[Int64s, Float64s]:
+    def find_distinct(self, count: int, offset: float, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
         """``count`` distinct samples, ascending, with inclusion probabilities π = min(1, c p), Σπ = count.
 
         Samples with c p ≥ 1 are taken for certain; the rest is searched at equal distances of 1 along the
@@ -227,9 +219,7 @@ class ProportionalStore:
     def _rest_mass(self, certain: Int64s, floor: float) -> float:
         return self.total + floor * (self._size - certain.size)
 
-    def _with_rest(
-        self, certain: Int64s, places: int, offset: float, floor: float
-    ) -> tuple[Int64s, Float64s]:
+    def _with_rest(self, certain: Int64s, places: int, offset: float, floor: float) -> tuple[Int64s, Float64s]:
         """The certain samples and ``places`` of the rest, ascending, with their π."""
         mass = self._rest_mass(certain, floor)
         positions = (np.arange(places, dtype=np.float64) + offset) * (mass / max(places, 1))
@@ -253,9 +243,7 @@ class ProportionalStore:
         return found
 
     def _before(self, index: Int64s, floor: float) -> Float64s:
-        before: Float64s = kernels.mass_before(
-            self._leaves, self._sums, self._starts, self._size, floor, index
-        )
+        before: Float64s = kernels.mass_before(self._leaves, self._sums, self._starts, self._size, floor, index)
         return before
 
     def _rebuild(self) -> None:

@@ -23,9 +23,7 @@ import numpy.typing as npt
 Schedule = Callable[[int], float]
 
 
-def importance_weight(
-    probability: npt.ArrayLike, num_samples: int, beta: float = 1.0
-) -> npt.NDArray[np.float64]:
+def importance_weight(probability: npt.ArrayLike, num_samples: int, beta: float = 1.0) -> npt.NDArray[np.float64]:
     """``(1 / (N p)) ** beta`` for probabilities (B,) in (0, 1]; (B,) float64, > 0."""
     return (1.0 / (num_samples * np.asarray(probability, dtype=np.float64))) ** beta
 

@@ -71,9 +71,7 @@ def test_help_names_every_option_and_its_default(capsys):
 
 
 def test_the_folder_is_named_after_the_run():
-    assert Config(dataset="npz:data/my file.npz", seed=3).folder == Path(
-        "runs/npz-data-my-file.npz-importance-3"
-    )
+    assert Config(dataset="npz:data/my file.npz", seed=3).folder == Path("runs/npz-data-my-file.npz-importance-3")
     assert Config(output=Path("here")).folder == Path("here")
 
 
@@ -180,9 +178,7 @@ def test_a_missing_file_names_its_neighbour(file, capsys):
         ),
     ],
 )
-def test_a_mistake_is_told_without_a_trace_and_nothing_is_written(
-    arguments, message, capfd, tmp_path, monkeypatch
-):
+def test_a_mistake_is_told_without_a_trace_and_nothing_is_written(arguments, message, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     said = capfd.readouterr()

@@ -114,9 +114,7 @@ def test_a_system_of_ours_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("without_tensorflow")
-def test_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # put back after the test
     output = tmp_path / "new folder" / "rows.jsonl"
     options = "--sizes 1000 --batches 8 16 --rounds 2 --seconds 0.000001 --no-one-core --output"
@@ -205,8 +203,7 @@ def test_ratios_name_what_is_missing(rows: list[Row]) -> None:
         for row in rows
     ]
     titles, _, cells = (
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in sampler_throughput.ratios(cut).splitlines()
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in sampler_throughput.ratios(cut).splitlines()
     )
     table = dict(zip(titles, cells, strict=True))
     assert (table["N"], table["B"]) == ("1,000", "8")

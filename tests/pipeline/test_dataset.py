@@ -47,7 +47,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, "pipeline")
 
 
-# --- elements ---------------------------------------------------------------------------------------
+# --- elements -------------------------------------------------------------------------------------
 
 
 SAMPLING = {
@@ -208,7 +208,7 @@ def test_inside_a_function() -> None:
     assert int(total()) == STEPS * B
 
 
-# --- what it costs ------------------------------------------------------------------------------------
+# --- what it costs --------------------------------------------------------------------------------
 
 
 class Counted:
@@ -253,7 +253,7 @@ def test_draws_ahead_are_bounded(prefetch: int | None, lag: int | None) -> None:
         assert sampler.step == expected
 
 
-# --- what is refused ----------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [N - 1, N + 1])
@@ -308,7 +308,7 @@ def test_elements_of_four_parts_are_refused() -> None:
         importance_dataset((X, Y, Y, Y), ImportanceSampler(N), B)
 
 
-# --- a source that fails --------------------------------------------------------------------------------
+# --- a source that fails --------------------------------------------------------------------------
 
 
 class Failing(Counted):
@@ -323,9 +323,7 @@ class Failing(Counted):
         return super().__getitems__(index)
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("no such page"), StopIteration("no such page"), KeyError("no such page")]
-)
+@pytest.mark.parametrize("error", [OSError("no such page"), StopIteration("no such page"), KeyError("no such page")])
 def test_a_source_that_raises_is_heard(error: Exception) -> None:
     """StopIteration too, which TensorFlow would take for the end of the data."""
     source = Failing(error)
@@ -337,7 +335,7 @@ def test_a_source_that_raises_is_heard(error: Exception) -> None:
     assert len(list(train)) == STEPS
 
 
-# --- leaving in the middle --------------------------------------------------------------------------------
+# --- leaving in the middle ------------------------------------------------------------------------
 
 
 def threads() -> int:
@@ -399,7 +397,7 @@ def test_two_iterators_at_once_are_refused_under_a_lag() -> None:
         next(first)
 
 
-# --- no feedback --------------------------------------------------------------------------------------------
+# --- no feedback ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["consumer", "map"])
@@ -407,9 +405,7 @@ def test_the_time_out_names_cause_and_remedy(where: str) -> None:
     train = dataset_of(known(feedback_lag=1, feedback_timeout=0.3))
     if where == "map":
         train = train.map(lambda *batch: batch, num_parallel_calls=2).prefetch(1)
-    words = (
-        r"step 1 waited 0.3 s for the feedback of step 0.*LossFeedback\(model, sampler\).*raise feedback_lag"
-    )
+    words = r"step 1 waited 0.3 s for the feedback of step 0.*LossFeedback\(model, sampler\).*raise feedback_lag"
     iterator, begin = iter(train), time.monotonic()
     next(iterator)
     with pytest.raises(tf.errors.OpError, match=words):
@@ -422,9 +418,7 @@ def test_partial_feedback_is_told_apart() -> None:
     iterator = iter(dataset_of(sampler))
     _, y, sampling = next(iterator)
     sampler.update(y[:3], np.ones(3), step=sampling["step"][:3])
-    with pytest.raises(
-        tf.errors.OpError, match="3 of its 4 losses came back: was a part of the batch dropped"
-    ):
+    with pytest.raises(tf.errors.OpError, match="3 of its 4 losses came back: was a part of the batch dropped"):
         next(iterator)
 
 
@@ -489,7 +483,7 @@ def test_a_first_pass_under_a_lag_needs_no_feedback() -> None:
     assert len(list(train)) == 2
 
 
-# --- processes of their own -----------------------------------------------------------------------------------
+# --- processes of their own -----------------------------------------------------------------------
 
 
 HALF_CONSUMED = """

@@ -87,7 +87,7 @@ def data(size: int) -> np.ndarray:
     return np.arange(size, dtype=np.float32)
 
 
-# --- threads -------------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -126,12 +126,10 @@ def test_other_seeds_and_lags_give_other_batches() -> None:
     assert weights[0] != weights[1] != weights[2] != weights[0]
 
 
-# --- breaking off ------------------------------------------------------------------------------------------
+# --- breaking off ---------------------------------------------------------------------------------
 
 
-def broken_off_at_random(
-    train: tf.data.Dataset, sampler: Any, iterations: int, rng: Any, longest: int
-) -> list[Batch]:
+def broken_off_at_random(train: tf.data.Dataset, sampler: Any, iterations: int, rng: Any, longest: int) -> list[Batch]:
     """What was fed back over many iterations, each left after a random number of batches.
 
     Some are left with a batch in hand that was never fed back.
@@ -149,9 +147,7 @@ def broken_off_at_random(
     return fed
 
 
-@pytest.mark.parametrize(
-    ("epoch", "lag"), [(1, 1), (1, 4), (2, 2), (2, 4), (3, 4), (4, 1), (4, 3), (7, 2), (7, 4)]
-)
+@pytest.mark.parametrize(("epoch", "lag"), [(1, 1), (1, 4), (2, 2), (2, 4), (3, 4), (4, 1), (4, 3), (7, 2), (7, 4)])
 def test_what_was_in_flight_is_handed_out_again(epoch: int, lag: int) -> None:
     sampler = importance(epoch * B - 1, lag)
     train = importance_dataset(data(epoch * B - 1), sampler, B)
@@ -212,7 +208,7 @@ def test_half_a_batch_fed_back_is_handed_out_whole() -> None:
     assert trained(train, sampler, 10) == oracle(importance(12, 2, losses=np.ones(12)), 10)
 
 
-# --- killed and resumed --------------------------------------------------------------------------------------
+# --- killed and resumed ---------------------------------------------------------------------------
 
 
 def test_killed_at_every_step_and_resumed() -> None:
@@ -246,7 +242,7 @@ def test_resuming_within_one_sampler() -> None:
     assert first + ahead == oracle(importance(20, 3), 14)
 
 
-# --- through Keras ----------------------------------------------------------------------------------------------
+# --- through Keras --------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -264,9 +260,7 @@ def fitted(epochs: tuple[int, ...], steps_per_execution: int = 1) -> list[np.nda
     return [*model.get_weights(), sampler.priorities(), sampler.probabilities()]
 
 
-@pytest.mark.parametrize(
-    ("epochs", "together"), [((1, 2), 1), ((3,), 4)], ids=["two fits", "four steps at once"]
-)
+@pytest.mark.parametrize(("epochs", "together"), [((1, 2), 1), ((3,), 4)], ids=["two fits", "four steps at once"])
 def test_fit_gives_the_same_model(epochs: tuple[int, ...], together: int) -> None:
     for one, other in zip(fitted((3,)), fitted(epochs, together), strict=True):
         np.testing.assert_array_equal(one, other)

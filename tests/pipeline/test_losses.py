@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 Oracle = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-# --- oracles, in NumPy and float64 ------------------------------------------------------------------
+# --- oracles, in NumPy and float64 ----------------------------------------------------------------
 
 
 def log_softmax(z: np.ndarray) -> np.ndarray:
@@ -162,12 +162,10 @@ def test_half_precision_predictions(dtype: tf.DType) -> None:
     scores = tf.cast(SCORES, dtype)
     losses = per_sample_loss(SPARSE(from_logits=True))(CLASSES, scores)
     assert losses.dtype == tf.float32
-    np.testing.assert_allclose(
-        losses, sparse_cross_entropy(CLASSES, tf.cast(scores, tf.float64).numpy()), rtol=2e-6
-    )
+    np.testing.assert_allclose(losses, sparse_cross_entropy(CLASSES, tf.cast(scores, tf.float64).numpy()), rtol=2e-6)
 
 
-# --- further axes -----------------------------------------------------------------------------------
+# --- further axes ---------------------------------------------------------------------------------
 
 
 def test_sequences_are_reduced_as_asked() -> None:
@@ -175,24 +173,16 @@ def test_sequences_are_reduced_as_asked() -> None:
     classes = RNG.integers(0, K, (B, T))
     expected = sparse_cross_entropy(classes, scores)
     loss = SPARSE(from_logits=True)
-    np.testing.assert_allclose(
-        per_sample_loss(loss, reduce="mean")(classes, scores), expected.mean(1), rtol=2e-6
-    )
-    np.testing.assert_allclose(
-        per_sample_loss(loss, reduce="sum")(classes, scores), expected.sum(1), rtol=2e-6
-    )
+    np.testing.assert_allclose(per_sample_loss(loss, reduce="mean")(classes, scores), expected.mean(1), rtol=2e-6)
+    np.testing.assert_allclose(per_sample_loss(loss, reduce="sum")(classes, scores), expected.sum(1), rtol=2e-6)
 
 
 def test_images_are_reduced_as_asked() -> None:
     y, y_pred = RNG.normal(size=(2, B, H, W, 3)).astype(np.float32)
     expected = squared(y, y_pred)
     assert expected.shape == (B, H, W)
-    np.testing.assert_allclose(
-        per_sample_loss("mse", reduce="mean")(y, y_pred), expected.mean((1, 2)), rtol=2e-6
-    )
-    np.testing.assert_allclose(
-        per_sample_loss("mse", reduce="sum")(y, y_pred), expected.sum((1, 2)), rtol=2e-6
-    )
+    np.testing.assert_allclose(per_sample_loss("mse", reduce="mean")(y, y_pred), expected.mean((1, 2)), rtol=2e-6)
+    np.testing.assert_allclose(per_sample_loss("mse", reduce="sum")(y, y_pred), expected.sum((1, 2)), rtol=2e-6)
 
 
 def test_reduce_leaves_plain_losses_alone() -> None:
@@ -220,7 +210,7 @@ def test_further_axes_without_reduce_are_refused(shape: tuple[int, ...], graph: 
         call(tf.zeros(shape), tf.zeros(shape))
 
 
-# --- what is refused ----------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def scalar_function(y: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
@@ -264,7 +254,7 @@ def test_the_loss_given_is_left_alone(reduction: str) -> None:
     assert float(loss(VALUES, SCORES)) == before
 
 
-# --- the weighted mean --------------------------------------------------------------------------------
+# --- the weighted mean ----------------------------------------------------------------------------
 
 
 def test_weighted_mean_divides_by_the_batch_size() -> None:
@@ -293,7 +283,7 @@ def test_weighted_mean_refuses_other_lengths() -> None:
         weighted_mean(tf.ones(B), tf.ones(1))
 
 
-# --- gradients ------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 def gradients(loss_of: Callable[[tf.Tensor], tf.Tensor]) -> np.ndarray:

@@ -50,9 +50,7 @@ def test_the_architecture_is_the_documented_one():
     dense = [layer for layer in build_model("mlp", VECTORS).layers if isinstance(layer, keras.layers.Dense)]
     assert [layer.units for layer in dense] == [64, 64, 3]
     assert [layer.activation.__name__ for layer in dense] == ["relu", "relu", "linear"]
-    convolutions = [
-        layer for layer in build_model("cnn", IMAGES).layers if isinstance(layer, keras.layers.Conv2D)
-    ]
+    convolutions = [layer for layer in build_model("cnn", IMAGES).layers if isinstance(layer, keras.layers.Conv2D)]
     assert [(layer.filters, layer.kernel_size) for layer in convolutions] == [(32, (3, 3)), (64, (3, 3))]
 
 

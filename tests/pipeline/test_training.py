@@ -17,9 +17,7 @@ from pipeline.training import Evaluator, make_reproducible, schedule, train
 from sampler import ImportanceSampler, UniformSampler
 
 DIGITS = load_data("digits", seed=0)
-FEW = replace(
-    DIGITS, x=DIGITS.x[:200], y=DIGITS.y[:200], x_test=DIGITS.x_test[:50], y_test=DIGITS.y_test[:50]
-)
+FEW = replace(DIGITS, x=DIGITS.x[:200], y=DIGITS.y[:200], x_test=DIGITS.x_test[:50], y_test=DIGITS.y_test[:50])
 QUANTITY = Data("sum", FEW.x, FEW.x.sum((1, 2)), FEW.x_test, FEW.x_test.sum((1, 2)), None)
 
 
@@ -229,9 +227,7 @@ def test_the_evaluation_is_the_same_whatever_the_slices(monkeypatch):
 def test_the_worst_class_is_among_those_that_occur():
     """A model that always says 1: right for class 1, wrong for 0; class 2 is not there."""
     data = Data("three", FEW.x, FEW.y % 3, FEW.x_test, FEW.y_test % 3, 3)
-    constant = keras.layers.Dense(
-        3, kernel_initializer="zeros", bias_initializer=lambda *_, **__: [0.0, 9.0, 0.0]
-    )
+    constant = keras.layers.Dense(3, kernel_initializer="zeros", bias_initializer=lambda *_, **__: [0.0, 9.0, 0.0])
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), constant])
     evaluate = Evaluator(model, data)
     assert evaluate(FEW.x[:4], np.array([1, 1, 1, 0])).worst_class_accuracy == 0.0

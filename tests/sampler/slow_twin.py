@@ -48,9 +48,7 @@ class SlowStore:
     def masses(self, uniform_fraction: float) -> list[int]:
         """Whole numbers in proportion to p."""
         above, below = uniform_fraction.as_integer_ratio()
-        units = [
-            int(math.ldexp(leaf, 149)) for leaf in self.leaves
-        ]  # every float32 is a whole number of 2^-149
+        units = [int(math.ldexp(leaf, 149)) for leaf in self.leaves]  # every float32 is a whole number of 2^-149
         total = sum(units)
         if total == 0:
             return [1] * len(units)

@@ -89,9 +89,7 @@ def test_no_indices_are_fine():
     assert checks.indices([], 3).shape == (0,)
 
 
-@pytest.mark.parametrize(
-    ("index", "shown"), [([0, 4], "got 4 at position 1"), ([-1], "got -1 at position 0")]
-)
+@pytest.mark.parametrize(("index", "shown"), [([0, 4], "got 4 at position 1"), ([-1], "got -1 at position 0")])
 def test_an_index_out_of_range(index, shown):
     with pytest.raises(IndexError, match=rf"index must be in \[0, 4\), {shown}"):
         checks.indices(index, 4)

@@ -157,6 +157,22 @@ def test_stratified_draws_one_in_each_stratum():
         assert (ends[index] >= np.arange(50) / 50 - 1e-12).all()
 
 
+def places_in_two_strata(scheme) -> np.ndarray:
+    """Eight strata of five equal samples: how often each pair of places came in the third and the fourth."""
+    store, generator = ProportionalStore(40), np.random.default_rng(8)
+    drawn = np.array(
+        [scheme(store, 8, uniform_fraction=0.0, generator=generator)[0] for _ in range(5000)]
+    ) - 5 * np.arange(8)
+    return np.bincount(5 * drawn[:, 2] + drawn[:, 3], minlength=25)
+
+
+def test_strata_are_independent_of_each_other():
+    """Chi-square over 25 pairs of places; a systematic draw has the same place in all strata."""
+    expected = np.full(25, 200.0)
+    assert not chi_square_rejects(places_in_two_strata(draws.stratified), expected, 24)
+    assert chi_square_rejects(places_in_two_strata(draws.systematic), expected, 24)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 8, 1000])
 def test_distinct_samples_are_distinct(batch):
     priorities = some_priorities()
@@ -170,12 +186,8 @@ def test_distinct_samples_are_distinct(batch):
 
 
 def test_more_distinct_samples_than_there_are():
-    with pytest.raises(
-        ValueError, match="6 samples cannot be drawn without replacement from 5; ask for at most 5"
-    ):
-        draws.without_replacement(
-            ProportionalStore(5), 6, uniform_fraction=0.3, generator=np.random.default_rng(0)
-        )
+    with pytest.raises(ValueError, match="6 samples cannot be drawn without replacement from 5; ask for at most 5"):
+        draws.without_replacement(ProportionalStore(5), 6, uniform_fraction=0.3, generator=np.random.default_rng(0))
 
 
 def binomial(batch: int) -> np.ndarray:
@@ -202,10 +214,7 @@ def test_multinomial_draws_are_independent_of_each_other():
 def test_multinomial_places_are_sorted_uniforms(place):
     """The t-th of B sorted uniforms, cut at tenths: chi-square, one number from each independent batch."""
     store, generator = ProportionalStore(10), np.random.default_rng(place)
-    drawn = [
-        draws.multinomial(store, 8, uniform_fraction=0.0, generator=generator)[0][place]
-        for _ in range(20_000)
-    ]
+    drawn = [draws.multinomial(store, 8, uniform_fraction=0.0, generator=generator)[0][place] for _ in range(20_000)]
     tenths = np.arange(11) / 10
     below = sum(math.comb(8, k) * tenths**k * (1 - tenths) ** (8 - k) for k in range(place + 1, 9))
     expected = 20_000 * np.diff(below)
@@ -232,7 +241,5 @@ def test_a_sample_of_priority_zero_is_never_drawn_without_a_floor(scheme):
 
 def test_a_name_that_is_none_is_refused_with_those_there_are():
     assert draws.resolve("systematic") is draws.systematic
-    with pytest.raises(
-        ValueError, match="'multinomial', 'systematic', 'stratified', 'without_replacement', got"
-    ):
+    with pytest.raises(ValueError, match="'multinomial', 'systematic', 'stratified', 'without_replacement', got"):
         draws.resolve("sytematic")

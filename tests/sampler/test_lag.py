@@ -83,9 +83,7 @@ def run(sampler, steps, random_source, made=None, pending=None):
     """
     made, pending = [] if made is None else made, [] if pending is None else pending
     while len(made) < steps or pending:
-        draw = (
-            sampler.poll(BATCH, seconds=0.0) if len(made) < steps and random_source.random() < 0.6 else None
-        )
+        draw = sampler.poll(BATCH, seconds=0.0) if len(made) < steps and random_source.random() < 0.6 else None
         if draw is not None:
             made.append(draw)
             pending.extend(in_parts(draw, random_source))
@@ -279,6 +277,28 @@ def test_a_draw_that_waits_goes_on_when_the_feedback_comes():
     sampler.update(draw.index[3:], [1.0, 2.0, np.nan], step=0)
     waiting.join(60)
     assert [draw.step for draw in made] == [1]
+
+
+@pytest.mark.parametrize("event", ["update", "rewind", "load_state_dict"])
+def test_who_waits_is_woken(event):
+    """By the event, not by looking again now and then: this one looks once and waits for an hour."""
+    sampler = a_sampler("no first pass", lag=1, feedback_timeout=1e9)
+    draw = sampler.draw(BATCH)
+    state, made, waits = sampler.state_dict(), [], threading.Event()
+
+    class Watched(type(sampler._changed)):
+        def wait(self, timeout=None):
+            waits.set()
+            return super().wait(timeout)
+
+    sampler._changed = Watched()
+    waiting = threading.Thread(target=lambda: made.append(sampler.poll(BATCH, seconds=3600.0)), daemon=True)
+    waiting.start()
+    assert waits.wait(60)
+    given = {"update": (draw.index, feedback(draw), 0), "rewind": (), "load_state_dict": (state,)}[event]
+    getattr(sampler, event)(*given)
+    waiting.join(60)
+    assert [again.step for again in made] == [1 if event == "update" else 0]
 
 
 # --- what can be seen meanwhile

@@ -26,16 +26,12 @@ def test_each_name_gives_its_formula(name, formula):
 
 
 def test_bounded_keeps_small_losses_apart():
-    assert priorities.bounded(np.array([1e-20])).item() == pytest.approx(
-        1e-20, rel=1e-12
-    )  # 1 - exp would be 0
+    assert priorities.bounded(np.array([1e-20])).item() == pytest.approx(1e-20, rel=1e-12)  # 1 - exp would be 0
 
 
 @pytest.mark.parametrize("name", priorities.NAMED)
 def test_a_negative_loss_is_refused_with_what_to_do(name):
-    with pytest.raises(
-        ValueError, match=rf"priority='{name}' needs losses ≥ 0, got -0\.5.*function of your own"
-    ):
+    with pytest.raises(ValueError, match=rf"priority='{name}' needs losses ≥ 0, got -0\.5.*function of your own"):
         priorities.apply(priorities.resolve(name), np.array([1.0, -0.5]))
 
 

@@ -37,14 +37,10 @@ SIBLINGS = {
     "a store of one's own": lambda n, **options: ImportanceSampler(n, store=ProportionalStore(n), **options),
     "under a lag": lambda n, **options: ImportanceSampler(n, feedback_lag=2, feedback_timeout=0.2, **options),
     "uniform": lambda n, **options: UniformSampler(n, **options),
-    "uniform under a lag": lambda n, **options: UniformSampler(
-        n, feedback_lag=3, feedback_timeout=0.2, **options
-    ),
+    "uniform under a lag": lambda n, **options: UniformSampler(n, feedback_lag=3, feedback_timeout=0.2, **options),
 }
 HAS_PASSES = [
-    name
-    for name in SIBLINGS
-    if name not in ("stratified, no floor, no first pass", "known losses, ascending")
+    name for name in SIBLINGS if name not in ("stratified, no floor, no first pass", "known losses, ascending")
 ]
 
 
@@ -217,9 +213,7 @@ def test_the_batch_that_ends_the_first_pass(name):
         assert draw.index[2] != draw.index[3]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in HAS_PASSES if not name.startswith(("uniform", "distinct"))]
-)
+@pytest.mark.parametrize("name", [name for name in HAS_PASSES if not name.startswith(("uniform", "distinct"))])
 def test_a_batch_larger_than_the_data_set(name):
     sampler = SIBLINGS[name](5, seed=10)
     first, second = train(sampler, 2, 12)
@@ -658,13 +652,9 @@ def test_zero_priorities_are_not_drawn_without_a_floor_and_positive_ones_can_be(
 
 
 def test_more_distinct_samples_than_have_a_chance():
-    sampler = ImportanceSampler(
-        4, losses=[0, 1, 0, 1], uniform_fraction=0.0, scheme="without_replacement", seed=0
-    )
+    sampler = ImportanceSampler(4, losses=[0, 1, 0, 1], uniform_fraction=0.0, scheme="without_replacement", seed=0)
     assert sorted(sampler.draw(2).index) == [1, 3]
-    with pytest.raises(
-        ValueError, match=r"3 distinct samples .* only 2 have a priority.*uniform_fraction above 0"
-    ):
+    with pytest.raises(ValueError, match=r"3 distinct samples .* only 2 have a priority.*uniform_fraction above 0"):
         sampler.draw(3)
     assert sampler.priorities().tolist() == [0, 1, 0, 1]
     assert sorted(sampler.draw(2).index) == [1, 3]
@@ -945,9 +935,7 @@ def test_draw_and_update_from_several_threads(name):
         return made
 
     with ThreadPoolExecutor(4) as pool:
-        draws = sorted(
-            (draw for made in pool.map(work, range(4)) for draw in made), key=lambda draw: draw.step
-        )
+        draws = sorted((draw for made in pool.map(work, range(4)) for draw in made), key=lambda draw: draw.step)
     assert [draw.step for draw in draws] == list(range(240))
     if name in HAS_PASSES:
         assert sorted(np.concatenate([draw.index for draw in draws])[:200]) == list(range(200))

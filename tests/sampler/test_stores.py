@@ -74,9 +74,7 @@ class Pair:
         before = self.fast.priorities()
         possible = self.size if uniform_fraction > 0 else np.count_nonzero(before) or self.size
         if count > possible:
-            with pytest.raises(
-                ValueError, match=f"{count} distinct samples .* only {possible} have a priority"
-            ):
+            with pytest.raises(ValueError, match=f"{count} distinct samples .* only {possible} have a priority"):
                 self.fast.find_distinct(count, offset, uniform_fraction)
         else:
             index, inclusion = self.fast.find_distinct(count, offset, uniform_fraction)
@@ -147,24 +145,18 @@ class Script(RuleBasedStateMachine):
 
 
 TestScript = Script.TestCase
-TestScript.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, derandomize=True, database=None
-)
+TestScript.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True, database=None)
 
 KINDS = {
     "ones": lambda generator, size: np.ones(size),
     "zeros": lambda generator, size: np.zeros(size),
-    "mostly zeros": lambda generator, size: np.where(
-        generator.random(size) < 0.95, 0, generator.random(size)
-    ),
+    "mostly zeros": lambda generator, size: np.where(generator.random(size) < 0.95, 0, generator.random(size)),
     "1 : 1e12": lambda generator, size: 10.0 ** generator.uniform(0, 12, size),
     "all of float64": lambda generator, size: 10.0 ** generator.uniform(-320, 308, size),
     "subnormal": lambda generator, size: generator.uniform(0, 1e-39, size),
     "enormous": lambda generator, size: np.full(size, 1e308),
     "one leaf": lambda generator, size: np.eye(1, size, generator.integers(size))[0] * 3.0,
-    "one leaf over a floor": lambda generator, size: (
-        np.eye(1, size, generator.integers(size))[0] * 1e9 + 1e-3
-    ),
+    "one leaf over a floor": lambda generator, size: np.eye(1, size, generator.integers(size))[0] * 1e9 + 1e-3,
 }
 
 

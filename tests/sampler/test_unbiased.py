@@ -57,9 +57,7 @@ def pieces(scheme: str, batch: int, priorities, uniform_fraction: float):
         inclusion = np.array(slow.inclusion(batch, uniform_fraction))
         expected = inclusion[inclusion < 1]
     edges = np.unique(np.concatenate([[0.0, 1.0], np.cumsum(expected) % 1.0]))
-    return [
-        (middle, length) for middle, length in zip((edges[1:] + edges[:-1]) / 2, np.diff(edges), strict=True)
-    ]
+    return [(middle, length) for middle, length in zip((edges[1:] + edges[:-1]) / 2, np.diff(edges), strict=True)]
 
 
 def with_weights(draw):
@@ -82,9 +80,7 @@ def expectation(scheme, batch, share, estimate, *, losses=LOSSES, before=lambda 
     """Of ``estimate(draw)``; ``before(sampler)`` happens between the draw and the training on it."""
 
     def once(u):
-        sampler = ImportanceSampler(
-            SIZE, losses=losses, scheme=scheme, uniform_fraction=share, seed=0, **options
-        )
+        sampler = ImportanceSampler(SIZE, losses=losses, scheme=scheme, uniform_fraction=share, seed=0, **options)
         sampler._generator = Fixed(u)
         draw = sampler.draw(batch)
         before(sampler)

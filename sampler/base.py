@@ -1,0 +1,436 @@
+"""What all samplers share: the lock, the step, the passes, feedback and its lag, the state.
+
+A sampler is a subclass of ``Sampler`` that says how a batch is chosen (``_choose``), and, where it learns, what
+becomes of the losses (``_priorities_of`` and ``_remember``)::
+
+    draw   ── hand out again what is in flight, or wait for feedback ──▶ _choose ──▶ ledger
+    update ── check everything ──▶ ledger, until it is due ──▶ merge ──▶ _priorities_of ──▶ _remember
+
+The samplers themselves are in :mod:`sampler.samplers`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sampler import checks, kernels, weights
+from sampler.ledger import Draw, Ledger, frozen
+
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+Int64s = npt.NDArray[np.int64]
+Prepared = tuple[Int64s, Float64s, Int64s, int]  # samples, priorities, steps, how many came late
+
+STATE_FORMAT = 1
+RECENT_DRAWS = 100  # what ``summary`` means by recent
+
+logger = logging.getLogger("sampler")
+
+
+class DivergedError(ValueError):
+    """Too many updates in a row held no finite loss."""
+
+
+class Sampler:
+    """What all samplers share: the lock, the step, passes over all samples, feedback and its lag, the state."""
+
+    uses_feedback = True  # whether draws depend on what ``update`` is told
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        feedback_lag: int | None,
+        feedback_timeout: float,
+        max_nonfinite_updates: int,
+        seed: int | None,
+    ) -> None:
+        self._size = checks.whole("num_samples", num_samples, least=1)
+        self.feedback_lag = None if feedback_lag is None else checks.whole("feedback_lag", feedback_lag, least=1)
+        self.feedback_timeout = checks.number("feedback_timeout", feedback_timeout, 0.0, np.inf)
+        self.max_nonfinite_updates = checks.whole("max_nonfinite_updates", max_nonfinite_updates, least=1)
+        self._changed = threading.Condition()
+        self._generator = np.random.default_rng(seed)
+        self._ledger = None if self.feedback_lag is None else Ledger(self.feedback_lag)
+        self._step = 0
+        self._taken = 0  # samples taken from the current pass over all of them
+        self._passes = 0  # whole passes before it
+        self._keys = self._new_keys()
+        self._newest = np.full(self._size, -1, np.int32)  # newest step known of each sample
+        self._newest_step = -1  # that an update has named
+        self._counts = {"seen": 0, "updates": 0, "nonfinite": 0, "late": 0}
+        self._nonfinite_updates = 0  # in a row
+        self._recent = np.zeros((RECENT_DRAWS, 4), np.float64)  # B, Σw, Σw², max w of recent draws
+        self._waiting_since: float | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def step(self) -> int:
+        """How many draws were made; the step of the next one."""
+        return self._step
+
+    # --- draw ---------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int) -> Draw:
+        """The next batch: exactly ``batch_size`` ≥ 1 samples. O(B log N).
+
+        With a ``feedback_lag`` it waits for the feedback it must know, at most ``feedback_timeout`` seconds
+        (then ``TimeoutError``). Raises ``TypeError`` or ``ValueError`` for a batch size that is none.
+        """
+        while True:
+            draw = self.poll(batch_size, seconds=1.0)
+            if draw is not None:
+                return draw
+
+    def poll(self, batch_size: int, *, seconds: float) -> Draw | None:
+        """As ``draw``, but gives None where the feedback is still missing after ``seconds``.
+
+        For callers that must not block for long. The time-out runs from the first poll that found feedback missing.
+        """
+        count = checks.whole("batch_size", batch_size, least=1)
+        with self._changed:
+            if not self._feedback_is_there(count, seconds):
+                return None
+            again = self._hand_out_again(count)
+            if again is not None:
+                return again
+            columns = self._choose(count)
+            draw = frozen(self._step, *columns)
+            self._step += 1
+            if self._ledger is not None:
+                self._ledger.hand_out(draw)
+                self._record_what_is_due()  # feedback that came early counts from the next draw on
+            return draw
+
+    def rewind(self) -> None:
+        """Have the draws that were never fed back handed out again, unchanged, before any new one.
+
+        For an iteration that was broken off. Without a ``feedback_lag`` draws in flight are not kept, and nothing
+        happens.
+        """
+        with self._changed:
+            if self._ledger is not None:
+                self._ledger.rewind()
+            self._waiting_since = None
+            self._changed.notify_all()
+
+    def _choose(self, count: int) -> tuple[Int64s, Float64s, Float32s]:
+        raise NotImplementedError
+
+    def _weigh(self, probability: Float64s, beta: float) -> Float32s:
+        weight = np.empty(probability.size, np.float32)
+        sums = kernels.weigh(probability, self._size, beta, weight)
+        self._recent[self._step % RECENT_DRAWS] = (probability.size, *sums)
+        return weight
+
+    def _from_pass(self, index: Int64s) -> None:
+        """Fill ``index`` with the next samples of the current pass; they must not be more than are left."""
+        kernels.permuted(self._keys, self._size, self._taken, index)
+        self._taken += index.size
+
+    def _new_keys(self) -> npt.NDArray[np.uint64]:
+        return self._generator.integers(0, 2**64, 2 * kernels.MIXING_ROUNDS, dtype=np.uint64, endpoint=False)
+
+    def _hand_out_again(self, count: int) -> Draw | None:
+        draw = None if self._ledger is None else self._ledger.again()
+        if draw is None or self._ledger is None:
+            return None
+        if draw.index.size != count:
+            raise ValueError(
+                f"the draws still in flight have {draw.index.size} samples each, got batch_size={count}; "
+                f"go on with {draw.index.size}, or start with a new sampler"
+            )
+        self._ledger.handed_again()
+        return draw
+
+    # --- waiting for feedback -----------------------------------------------------------------
+
+    def _must_wait(self, count: int) -> bool:
+        """Whether the next draw of ``count`` samples depends on feedback at all."""
+        return self._passes > 0 or self._taken + count > self._size
+
+    def _feedback_is_there(self, count: int, seconds: float) -> bool:
+        if self._ledger is None or not self._must_wait(count):
+            return True
+        deadline = time.monotonic() + seconds
+        while (missing := self._missing()) is not None:
+            now = time.monotonic()
+            if self._waiting_since is None:
+                self._waiting_since = now
+            if now - self._waiting_since >= self.feedback_timeout:
+                self._waiting_since = None
+                raise TimeoutError(self._why_it_waits(*missing))
+            if now >= deadline:
+                return False
+            self._changed.wait(min(deadline, self._waiting_since + self.feedback_timeout) - now)
+        self._waiting_since = None
+        return True
+
+    def _missing(self) -> tuple[int, int, int] | None:
+        """What the next draw waits for; nothing while there are draws to hand out again."""
+        if self._ledger is None or self._ledger.again() is not None:
+            return None
+        return self._ledger.missing(self._step)
+
+    def _why_it_waits(self, step: int, reported: int, size: int) -> str:
+        cause = (
+            f"{reported} of its {size} losses came back: was a part of the batch dropped after the draw?"
+            if reported
+            else "none of its losses came back: is LossFeedback(model, sampler) among fit's callbacks, or does "
+            "the loop call sampler.update(index, losses, step=step)?"
+        )
+        return (
+            f"the draw of step {self._step} waited {self.feedback_timeout:g} s for the feedback of step {step}; "
+            f"{cause} If more than {self.feedback_lag} steps are in flight (steps_per_execution, prefetch), "
+            "raise feedback_lag; if steps are slow, raise feedback_timeout; feedback_lag=None does not wait"
+        )
+
+    # --- update -------------------------------------------------------------------------------
+
+    def update(
+        self,
+        index: npt.ArrayLike,
+        losses: npt.ArrayLike,
+        step: npt.ArrayLike | None = None,
+        score: npt.ArrayLike | None = None,
+    ) -> None:
+        """Learn the unweighted losses of the samples drawn. O(B log N).
+
+        Args:
+            index: (B,) integers in [0, N).
+            losses: (B,) losses, before any weight and any reduction.
+            step: of the draw they belong to, an integer or (B,) integers; None means now, newer than all that
+                is known, and it counts at once, under a lag too.
+            score: (B,) norms of the samples' gradients or a proxy of them. No priority of this version
+                asks for one; it is checked and left alone.
+
+        A sample given twice counts with the mean of its finite losses. A loss that is NaN or infinite
+        leaves its sample's priority as it was, is counted and logged. A loss older than what is known of its sample is
+        passed over. Raises ``TypeError``, ``ValueError`` or ``IndexError`` for anything else; nothing is
+        changed then.
+        """
+        indices = checks.indices(index, self._size)
+        values = checks.per_sample("losses", losses, indices.size)
+        if score is not None:
+            checks.per_sample("score", score, indices.size)
+        if indices.size == 0:
+            return
+        steps = checks.steps(step, indices.size)
+        with self._changed:
+            self._learn(indices, values, steps)
+            self._changed.notify_all()
+
+    def _learn(self, index: Int64s, losses: Float64s, steps: Int64s | None) -> None:
+        finite = kernels.count_finite(losses)
+        waits = self._ledger is not None and steps is not None
+        if self._ledger is not None and steps is not None:
+            self._priorities_of(losses[np.isfinite(losses)])  # refuses what it cannot take
+            matched = self._ledger.match(index, steps, self._step)
+        else:
+            prepared = self._prepare(index, losses, self._now(index.size) if steps is None else steps)
+            if prepared[0].size < finite:  # some were merged or late: the means do not show every loss
+                self._priorities_of(losses[np.isfinite(losses)])
+        self._check_nonfinite_updates(finite > 0)
+        # Everything is checked; from here on things change.
+        if steps is not None:
+            self._newest_step = max(self._newest_step, int(steps.max()))
+        self._counts["updates"] += 1
+        if finite < losses.size:
+            self._count_nonfinite(index[~np.isfinite(losses)])
+        if self._ledger is not None and waits:
+            self._ledger.report(matched, losses)
+            self._counts["late"] += index.size - sum(which.size for _, _, which in matched)
+            self._record_what_is_due()
+        else:
+            self._record(*prepared)
+
+    def _record_what_is_due(self) -> None:
+        """Let the feedback count that the next draw uses."""
+        assert self._ledger is not None
+        for flight in self._ledger.due(self._step):
+            steps = np.full(flight.losses.size, flight.draw.step, np.int64)
+            self._record(*self._prepare(flight.draw.index, flight.losses, steps))
+
+    def _now(self, count: int) -> Int64s:
+        return np.full(count, max(self._step, self._newest_step + 1), np.int64)
+
+    def _prepare(self, index: Int64s, losses: Float64s, steps: Int64s) -> Prepared:
+        """The newest mean loss of each sample as a priority, and how many losses came late. Changes nothing."""
+        size = index.size
+        samples, means, stamps = np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64)
+        count, late = kernels.merge(index, losses, steps, self._newest, samples, means, stamps)
+        if count + late < kernels.count_finite(losses):
+            # Some samples were reported twice. A mean rounds by its order, so the order is made always the same.
+            order = np.lexsort((losses, index))
+            given = index[order], losses[order], steps[order]
+            count, late = kernels.merge(*given, self._newest, samples, means, stamps)
+        return samples[:count], self._priorities_of(means[:count]), stamps[:count], late
+
+    def _record(self, index: Int64s, values: Float64s, steps: Int64s, late: int) -> None:
+        self._counts["late"] += late
+        if index.size:
+            self._counts["seen"] += self._remember(index, values, steps)
+
+    def _priorities_of(self, losses: Float64s) -> Float64s:
+        """The priorities of finite losses (B,); ``ValueError`` for losses that this sampler cannot take."""
+        return losses
+
+    def _remember(self, index: Int64s, values: Float64s, steps: Int64s) -> int:
+        """Take in the priorities of distinct samples; returns how many samples were new."""
+        new = int((self._newest[index] < 0).sum())
+        self._newest[index] = steps
+        return new
+
+    def _check_nonfinite_updates(self, any_finite: bool) -> None:
+        in_a_row = 0 if any_finite else self._nonfinite_updates + 1
+        if in_a_row >= self.max_nonfinite_updates:
+            raise DivergedError(
+                f"{in_a_row} updates in a row held no finite loss; the training has diverged: lower the learning "
+                "rate, look at the data, or raise max_nonfinite_updates"
+            )
+        self._nonfinite_updates = in_a_row
+
+    def _count_nonfinite(self, index: Int64s) -> None:
+        self._counts["nonfinite"] += index.size
+        shown = ", ".join(map(str, index[:10])) + (", ..." if index.size > 10 else "")
+        logger.warning("%d losses were not finite; their samples keep their priorities: index %s", index.size, shown)
+
+    # --- looking inside -----------------------------------------------------------------------
+
+    def probabilities(self) -> Float64s:
+        """Give p of every sample, what an independent draw by the priorities would use now. O(N).
+
+        (N,) float64, sums to 1. Feedback that still waits under a lag is left out; the order of the first
+        pass, in which priorities are not used yet, is left out too.
+        """
+        return np.full(self._size, 1.0 / self._size)
+
+    def priorities(self) -> Float64s:
+        """The priority of every sample, a copy: (N,) float64, ≥ 0. O(N)."""
+        return np.ones(self._size)
+
+    def _mean_priority(self) -> float:
+        return 1.0
+
+    def summary(self) -> dict[str, int | float]:
+        """Where the sampler stands. O(1).
+
+        ``step`` draws made; ``seen`` samples with a finite loss; ``updates``; ``nonfinite`` and ``late``
+        losses passed over; of the recent draws (the last 100) ``effective_sample_size``, (Σw)²/Σw², from 1 to the
+        number of samples in them, ``effective_fraction``, the same over that number, and ``max_weight``;
+        ``mean_priority``; ``in_flight``, draws under a lag whose feedback does not count yet.
+        """
+        with self._changed:
+            drawn, total, squares, _ = self._recent.sum(axis=0)
+            effective = weights.effective(float(total), float(squares))
+            return {
+                "step": self._step,
+                **self._counts,
+                "effective_sample_size": effective,
+                "effective_fraction": effective / float(drawn) if drawn else 1.0,
+                "max_weight": float(self._recent[:, 3].max()),
+                "mean_priority": self._mean_priority(),
+                "in_flight": 0 if self._ledger is None else len(self._ledger),
+            }
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as a dict of numbers, strings, arrays and dicts of these; copies throughout. O(N).
+
+        Loaded into a sampler made with the same arguments, the draws go on as if nothing had happened; those in flight
+        under a lag are handed out again first.
+        """
+        with self._changed:
+            return {
+                "format": STATE_FORMAT,
+                "sampler": type(self).__name__,
+                "num_samples": self._size,
+                "step": self._step,
+                "taken": self._taken,
+                "passes": self._passes,
+                "keys": self._keys.copy(),
+                "newest": self._newest.copy(),
+                "newest_step": self._newest_step,
+                "counts": dict(self._counts),
+                "nonfinite_updates": self._nonfinite_updates,
+                "recent": self._recent.copy(),
+                "generator": self._generator.bit_generator.state,
+                "in_flight": None if self._ledger is None else self._ledger.state_dict(),
+                **self._own_state(),
+            }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave.
+
+        Raises ``ValueError`` for the state of another kind of sampler, another number of samples or a newer
+        format, and for one that is damaged; nothing is changed then.
+        """
+        self._check_state(state)
+        with self._changed:
+            try:
+                attributes = self._read_state(state)
+                self._load_own_state(state)  # the last thing that can be refused
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+                raise ValueError(
+                    f"the state is damaged ({type(error).__name__}: {error}); load another, or start again"
+                ) from error
+            vars(self).update(attributes)
+            self._changed.notify_all()
+
+    def _read_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The attributes that ``state`` describes, each checked; changes nothing."""
+        generator = np.random.default_rng()
+        generator.bit_generator.state = state["generator"]
+        step = checks.whole("step", state["step"], least=0)
+        return {
+            "_step": step,
+            "_taken": checks.whole("taken", state["taken"], least=0, most=self._size),
+            "_passes": checks.whole("passes", state["passes"], least=0),
+            "_keys": checks.array("keys", state["keys"], self._keys),
+            "_newest": checks.array("newest", state["newest"], self._newest, least=-1),
+            "_newest_step": checks.whole("newest_step", state["newest_step"], least=-1),
+            "_counts": {name: checks.whole(name, state["counts"][name], least=0) for name in self._counts},
+            "_nonfinite_updates": checks.whole("nonfinite_updates", state["nonfinite_updates"], least=0),
+            "_recent": checks.array("recent", state["recent"], self._recent),
+            "_generator": generator,
+            "_ledger": self._read_ledger(state["in_flight"], step),
+            "_waiting_since": None,
+        }
+
+    def _read_ledger(self, in_flight: dict[str, Any] | None, step: int) -> Ledger | None:
+        if self.feedback_lag is None:
+            return None
+        ledger = Ledger(self.feedback_lag)
+        if in_flight is not None:
+            checks.indices(in_flight["index"], self._size)
+            ledger.load_state_dict(in_flight, next_step=step)
+        return ledger
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        if state.get("format", 0) > STATE_FORMAT:
+            raise ValueError(
+                f"the state has format {state['format']}, this version reads up to {STATE_FORMAT}; install a newer "
+                "version of tf-importance-sampling"
+            )
+        if state.get("sampler") != type(self).__name__:
+            raise ValueError(f"the state of a {state.get('sampler')} was given to a {type(self).__name__}")
+        if state.get("num_samples") != self._size:
+            raise ValueError(
+                f"the state is of {state.get('num_samples')} samples, the sampler has {self._size}; was the data set "
+                "changed? Load it into a sampler of that size, or start again"
+            )
+
+    def _own_state(self) -> dict[str, Any]:
+        return {}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        pass
