@@ -24,6 +24,9 @@ Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
 
+NUDGES = 100  # offsets tried for distinct samples; the first nearly always does
+
+
 class PriorityStore(Protocol):
     """What a sampler needs of a store. ``uniform_fraction`` is λ in p = (1-λ) q/Σq + λ/N."""
 
@@ -67,7 +70,8 @@ class ProportionalStore:
     """
 
     def __init__(self, num_samples: int, *, initial_priority: float = 1.0) -> None:
-        self._size = num_samples
+        self._size = checks.whole("num_samples", num_samples, least=1)
+        checks.number("initial_priority", initial_priority, 0.0, np.inf, top_open=True)
         self._leaves, self._sums, self._starts = kernels.allocate(num_samples)
         self.fill(np.full(num_samples, initial_priority))
 
@@ -93,15 +97,20 @@ class ProportionalStore:
         self._rebuild()
 
     def set(self, index: Int64s, priorities: Float64s) -> None:
-        """Give the samples ``index`` (B,) their ``priorities`` (B,) ≥ 0."""
+        """Give the samples ``index`` (B,) in [0, N) their ``priorities`` (B,) ≥ 0; else an error and no change."""
+        index = checks.indices(index, self._size)
+        priorities = checks.per_sample("priorities", priorities, index.size)
+        if not (priorities >= 0.0).all():
+            raise ValueError(f"priorities must be numbers ≥ 0, got {priorities[~(priorities >= 0.0)][0]}")
         kernels.assign(self._leaves, index, priorities)
         self._refresh(index)
 
     def record(self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float) -> int:
         """Learn priorities (B,) of distinct samples from feedback; returns how many were new.
 
-        ``smoothing`` in [0, 1) is the share kept of the old priority, save for a sample whose ``newest``
-        (N,) is negative: its first counts whole. ``newest`` becomes ``steps`` (B,).
+        For the samplers, which have checked all of this: ``index`` must lie in [0, N). ``smoothing`` in [0, 1) is
+        the share kept of the old priority, save for a sample whose ``newest`` (N,) is negative: its first counts
+        whole. ``newest`` becomes ``steps`` (B,).
         """
         new: int = kernels.record(self._leaves, newest, index, steps, priorities, smoothing)
         self._refresh(index)
@@ -132,11 +141,12 @@ class ProportionalStore:
             return self._distinct_uniform(count, offset)
         certain, held = self._take_certain(count, floor)
         try:
-            index, inclusion = self._with_rest(certain, count - certain.size, offset, floor)
-            while (np.diff(index) == 0).any():  # two positions rounded onto one sample: ~1e-15 a draw
-                offset = (offset + 1e-6) % 1.0
-                index, inclusion = self._with_rest(certain, count - certain.size, offset, floor)
-            return index, inclusion
+            for nudge in range(NUDGES):
+                shifted = (offset + nudge * 1e-6) % 1.0
+                index, inclusion = self._with_rest(certain, count - certain.size, shifted, floor)
+                if not (np.diff(index) == 0).any():  # two positions round onto one sample about once in 1e15
+                    return index, inclusion
+            raise ArithmeticError(f"{count} distinct samples could not be told apart; the priorities lie too close")
         finally:
             self.set(certain, held)
 

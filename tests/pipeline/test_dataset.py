@@ -347,23 +347,28 @@ def threads() -> int:
 @pytest.mark.parametrize("lag", [None, 3])
 def test_breaking_off_again_and_again(lag: int | None) -> None:
     """With a lag and no feedback, the producer is blocked each time."""
-    train = dataset_of(known(feedback_lag=lag))
+    train = dataset_of(known(feedback_lag=lag), 1)
     before = 0
     for repeat in range(50):
-        for _ in train:
-            break
+        for count, _ in enumerate(train, start=1):
+            if count == 3:
+                break
         before = threads() if repeat == 10 else before
     assert threads() <= before + 2
 
 
-def test_a_blocked_producer_is_left_at_once() -> None:
-    sampler = known(feedback_lag=2)
-    iterator = iter(dataset_of(sampler, 2))
-    next(iterator)
-    assert wait_until(lambda: sampler.step == 2)  # and the third draw waits for the first one's feedback
+def test_a_blocked_producer_is_left_at_once(recording: type[Any]) -> None:
+    sampler = recording(N, losses=np.arange(1.0, N + 1), feedback_lag=2, seed=0)
+    train = dataset_of(sampler, 2)
+    iterator, before = iter(train), threads()
+    first, _ = next(iterator)[1], next(iterator)
+    polls = sampler.polls
+    assert wait_until(lambda: sampler.polls > polls)  # the third draw waits for the first one's feedback
     begin = time.monotonic()
     del iterator
-    assert time.monotonic() - begin < 2.0
+    assert wait_until(lambda: threads() <= before, 2.0)
+    np.testing.assert_array_equal(next(iter(train))[1], first)
+    assert time.monotonic() - begin < 4.0
 
 
 def test_a_second_iteration() -> None:
@@ -487,6 +492,7 @@ def test_a_first_pass_under_a_lag_needs_no_feedback() -> None:
 
 
 HALF_CONSUMED = """
+    import time
     import numpy as np
     from pipeline import importance_dataset
     from sampler import ImportanceSampler
@@ -497,7 +503,8 @@ HALF_CONSUMED = """
     )
     kept = [iter(plain), iter(blocked)]
     for iterator in kept:
-        next(iterator)
+        next(iterator), next(iterator)
+    time.sleep(0.1)
     print("leaving")
 """
 
@@ -521,9 +528,10 @@ ONE_THREAD = """
     blocked = importance_dataset(known, ImportanceSampler(64, seed=0, feedback_lag=2, losses=known), 4)
     for _ in range(5):
         begin = time.monotonic()
-        for _ in blocked:
+        for count, _ in enumerate(blocked):
             time.sleep(0.1)
-            break
+            if count == 1:  # the third draw waits for the first one's feedback
+                break
         assert time.monotonic() - begin < 5, time.monotonic() - begin
 
     x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)

@@ -339,3 +339,28 @@ def test_what_the_protocol_asks_for_is_there():
     copy = ProportionalStore(2).priorities()
     copy[:] = 5.0
     assert ProportionalStore(2).priorities().tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("index", "priorities", "error"),
+    [
+        ([4], [1.0], IndexError),
+        ([-1], [1.0], IndexError),
+        ([0.5], [1.0], TypeError),
+        ([0, 1], [1.0], ValueError),
+        ([0], [-1.0], ValueError),
+        ([0, 1], [1.0, np.nan], ValueError),
+    ],
+)
+def test_set_refuses_what_it_cannot_hold_and_changes_nothing(index, priorities, error):
+    store = ProportionalStore(4)
+    with pytest.raises(error):
+        store.set(np.array(index), np.array(priorities))
+    store.check()
+    assert store.priorities().tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(("size", "initial"), [(0, 1.0), (-3, 1.0), (4, -1.0), (4, np.inf), (4, np.nan)])
+def test_a_store_that_cannot_be_is_refused(size, initial):
+    with pytest.raises(ValueError, match="must be"):
+        ProportionalStore(size, initial_priority=initial)
