@@ -313,7 +313,7 @@ def prepare(config: Config) -> Plan:
     from pipeline.training import make_reproducible
 
     try:
-        data = load_data(config.dataset, seed=config.seed)
+        data = load_data(config.dataset)
         make_reproducible(config.seed)
         plan = Plan(config, data, build_model(config.model, data), make_sampler(config, len(data)))
     except (ValueError, OSError, ImportError) as error:

@@ -66,7 +66,7 @@ def train(data, losses_of, steps: int, batch_size: int) -> np.ndarray:
 
 def main(steps: int = 600, batch_size: int = 32) -> dict[str, np.ndarray]:
     """Train with each loss and print what became of the classes."""
-    data = load_data("digits-longtail", seed=0)
+    data = load_data("digits-longtail")
     losses = {
         "plain": plain,
         "weighted": class_weighted(balanced_weights(data.y, 10)),

@@ -2,7 +2,7 @@
 
     from pipeline.data import load_data
 
-    data = load_data("digits", seed=0)
+    data = load_data("digits")
     data.x, data.y              # (N, 8, 8, 1) float32 in [0, 1], (N,) int64
     data.x_test, data.y_test    # the same of samples that are never trained on
     data.num_classes            # 10; None says that y is a quantity, (N, D) float32
@@ -76,18 +76,16 @@ class Data:
         return len(self.x)
 
 
-def load_data(name: str, *, seed: int) -> Data:
+def load_data(name: str) -> Data:
     """The data set called ``name``; see the table at the top of this file.
 
     Args:
         name: ``digits``, ``digits-longtail``, ``checker``, ``peaks``, ``npz:PATH`` or
             ``keras:NAME``.
-        seed: the run's seed. No data set here depends on it: a seed must not change the task.
 
     Raises ``ValueError`` for an unknown name or unusable contents, ``FileNotFoundError`` for a
     missing file, ``ConnectionError`` where a download fails.
     """
-    del seed
     kind, colon, rest = name.partition(":")
     if colon and kind in PREFIXED:
         return PREFIXED[kind](rest)

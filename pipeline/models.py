@@ -3,7 +3,7 @@
     from pipeline.data import load_data
     from pipeline.models import build_model, loss_for
 
-    data = load_data("digits", seed=0)
+    data = load_data("digits")
     model = build_model("auto", data)           # an uncompiled keras.Model
     model.compile("adam", loss=loss_for(data))
 

@@ -6,7 +6,7 @@
     from sampler import ImportanceSampler
 
     make_reproducible(seed=0)
-    data = load_data("checker", seed=0)
+    data = load_data("checker")
     sampler = ImportanceSampler(len(data), smoothing=0.5, feedback_lag=4, seed=0)
     outcome = train(data, build_model("auto", data), sampler, epochs=4, batch_size=32)
     outcome.test_loss, outcome.seconds

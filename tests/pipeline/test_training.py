@@ -16,7 +16,7 @@ from pipeline.models import build_model
 from pipeline.training import Evaluator, make_reproducible, schedule, train
 from sampler import ImportanceSampler, UniformSampler
 
-DIGITS = load_data("digits", seed=0)
+DIGITS = load_data("digits")
 FEW = replace(DIGITS, x=DIGITS.x[:200], y=DIGITS.y[:200], x_test=DIGITS.x_test[:50], y_test=DIGITS.y_test[:50])
 QUANTITY = Data("sum", FEW.x, FEW.x.sum((1, 2)), FEW.x_test, FEW.x_test.sum((1, 2)), None)
 
