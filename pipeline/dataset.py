@@ -53,7 +53,11 @@ def importance_sampling(
     """A transformation for ``dataset.apply``: the same samples, in batches that ``sampler`` draws.
 
     The dataset must be finite and unbatched, with as many elements as the sampler has samples; it is read once, into
-    memory. ``map`` on the result works on batches.
+    memory. ``map`` on the result works on batches. Do not drop samples after the draw (``unbatch().filter()``): the
+    estimate would be biased, and under a ``feedback_lag`` draws would wait for their losses. Filter before.
+
+    ``fit`` on the result needs ``LossFeedback``. Without it Keras takes ``sampling`` for sample weights and raises a
+    ``TypeError`` that speaks of an int64 tensor where float32 was expected.
 
     Args:
         sampler: an ``ImportanceSampler`` or one of its siblings.

@@ -55,6 +55,8 @@ class Sampler:
         self.feedback_lag = None if feedback_lag is None else checks.whole("feedback_lag", feedback_lag, least=1)
         self.feedback_timeout = checks.number("feedback_timeout", feedback_timeout, 0.0, np.inf)
         self.max_nonfinite_updates = checks.whole("max_nonfinite_updates", max_nonfinite_updates, least=1)
+        if seed is not None:
+            checks.whole("seed", seed, least=0)
         self._changed = threading.Condition()
         self._generator = np.random.default_rng(seed)
         self._ledger = None if self.feedback_lag is None else Ledger(self.feedback_lag)
@@ -68,6 +70,7 @@ class Sampler:
         self._nonfinite_updates = 0  # in a row
         self._recent = np.zeros((RECENT_DRAWS, 4), np.float64)  # B, Σw, Σw², max w of recent draws
         self._waiting_since: float | None = None
+        self._said_ahead = False
 
     def __len__(self) -> int:
         return self._size
@@ -241,6 +244,7 @@ class Sampler:
         self._check_nonfinite_updates(finite > 0)
         # Everything is checked; from here on things change.
         if steps is not None:
+            self._warn_of_steps_ahead(int(steps.max()))
             self._newest_step = max(self._newest_step, int(steps.max()))
         self._counts["updates"] += 1
         if finite < losses.size:
@@ -251,6 +255,16 @@ class Sampler:
             self._record_what_is_due()
         else:
             self._record(*prepared)
+
+    def _warn_of_steps_ahead(self, step: int) -> None:
+        if step >= self._step and not self._said_ahead:
+            self._said_ahead = True
+            logger.warning(
+                "feedback for step %d, but only %d draws were made: until draws come that far, all other losses of "
+                "these samples count as late; pass the step that came with the draw, or none",
+                step,
+                self._step,
+            )
 
     def _record_what_is_due(self) -> None:
         """Let the feedback count that the next draw uses."""
@@ -408,6 +422,10 @@ class Sampler:
 
     def _read_ledger(self, in_flight: dict[str, Any] | None, step: int) -> Ledger | None:
         if self.feedback_lag is None:
+            if in_flight is not None and len(in_flight["step"]):
+                logger.warning(
+                    "%d draws in flight are dropped: without a feedback_lag none are kept", len(in_flight["step"])
+                )
             return None
         ledger = Ledger(self.feedback_lag)
         if in_flight is not None:
@@ -416,6 +434,8 @@ class Sampler:
         return ledger
 
     def _check_state(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict):
+            raise ValueError(f"a state is a dict that state_dict gave, got {type(state).__name__}")
         if state.get("format", 0) > STATE_FORMAT:
             raise ValueError(
                 f"the state has format {state['format']}, this version reads up to {STATE_FORMAT}; install a newer "

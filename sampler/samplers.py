@@ -42,7 +42,8 @@ class ImportanceSampler(Sampler):
         priority: ``"loss"``, ``"sqrt"``, ``"bounded"`` (1 - e^-ℓ), or a function (B,) losses -> (B,) priorities.
         uniform_fraction: λ in [0, 1]. 0 draws by priority alone, 1 uniformly; no weight exceeds 1/λ.
         smoothing: in [0, 1), the share of a sample's old priority kept at an update; its first counts whole.
-        scheme: ``"systematic"``, ``"multinomial"``, ``"stratified"`` or ``"without_replacement"``.
+        scheme: ``"systematic"``, ``"multinomial"``, ``"stratified"`` or ``"without_replacement"``. In the batch that
+            ends the first pass it rules the priority draws alone, so a sample of the pass can be among them again.
         store: ``"proportional"``, or an object with the methods of ``PriorityStore``.
         beta: β in [0, 1], or a function of the step. 1 corrects fully, 0 not at all.
         first_pass: first every sample once, in shuffled order at weight 1, before priorities are used.
@@ -179,7 +180,8 @@ class UniformSampler(Sampler):
         feedback_lag, feedback_timeout, max_nonfinite_updates, seed: as for ``ImportanceSampler``.
 
     A batch that crosses the end of a pass goes on with the next one, so that every batch has exactly B samples.
-    ``update`` counts and checks what comes back; it changes no draw.
+    ``update`` counts and checks what comes back; it changes no draw. With a ``feedback_lag`` draws wait for it
+    after the first pass all the same, so that a run can be resumed exactly; a baseline without feedback takes None.
     """
 
     uses_feedback = False

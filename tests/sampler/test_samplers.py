@@ -974,3 +974,22 @@ def test_a_pinned_sequence():
 PINNED = [[5, 2, 3, 7], [0, 6, 4, 8], [9, 1, 6, 1], [2, 7, 9, 5], [4, 8, 7, 1]]
 PINNED_WEIGHTS = [1.0843374, 0.647482, 0.72, 2.195122]
 PINNED_UNIFORM = [5, 2, 3, 7, 0, 6, 4, 8, 9, 1, 2, 0]
+
+
+def test_a_step_that_was_not_drawn_yet_is_said_once(caplog):
+    sampler = ImportanceSampler(4, first_pass=False, seed=0)
+    sampler.update([0], [5.0], step=1000)
+    sampler.update([1], [5.0], step=1001)
+    assert [record.getMessage().startswith("feedback for step 1000") for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("seed", [-1, "x", 0.5, True])
+def test_a_seed_that_is_none_is_refused_by_name(seed):
+    with pytest.raises((TypeError, ValueError), match="seed must be"):
+        ImportanceSampler(4, seed=seed)
+
+
+@pytest.mark.parametrize("state", [None, [], "state"])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(ValueError, match="a state is a dict"):
+        ImportanceSampler(4).load_state_dict(state)
