@@ -280,12 +280,12 @@ class Sampler:
         """The newest mean loss of each sample as a priority, and how many losses came late. Changes nothing."""
         size = index.size
         samples, means, stamps = np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64)
-        count, late = kernels.merge(index, losses, steps, self._newest, samples, means, stamps)
-        if count + late < kernels.count_finite(losses):
-            # Some samples were reported twice. A mean rounds by its order, so the order is made always the same.
+        count, late, most = kernels.merge(index, losses, steps, self._newest, samples, means, stamps)
+        if most > 2 and self._ledger is not None:
+            # A mean of three rounds by their order, which may be that of arrival: it is made always the same.
             order = np.lexsort((losses, index))
             given = index[order], losses[order], steps[order]
-            count, late = kernels.merge(*given, self._newest, samples, means, stamps)
+            count, late, _ = kernels.merge(*given, self._newest, samples, means, stamps)
         return samples[:count], self._priorities_of(means[:count]), stamps[:count], late
 
     def _record(self, index: Int64s, values: Float64s, steps: Int64s, late: int) -> None:

