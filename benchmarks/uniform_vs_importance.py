@@ -76,7 +76,7 @@ def run(base: train.Config, sampling: Sampling, console: Console) -> Outcome:
     """Train as ``train.py --sampling`` does, looking at the test loss at forty points of the budget."""
     plan = train.prepare(replace(base, sampling=sampling))
     plan = replace(plan, config=replace(plan.config, evaluate_every=max(1, plan.steps // POINTS)))
-    console.print(str(plan), highlight=False)
+    console.print(str(plan), highlight=False, soft_wrap=True)
     with train.progress(plan) as callback:
         return plan.train([callback])
 
