@@ -203,11 +203,15 @@ class _Feeder:
         return (iteration, place + tf.cast(ready, tf.int64)), element
 
     def leaves(self, place: tf.Tensor, iteration: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
-        """Whether this is a batch. The last one is told when it leaves, and so is the end after it."""
+        """Whether this is a batch. The last one is told when it leaves, and so is the end after it; under a lag all
+        are, since batches drawn ahead must not leave an iteration that another has replaced.
+        """
 
         def tell() -> tf.Tensor:
             return tf.ensure_shape(tf.numpy_function(self.left, [iteration, place], tf.bool), ())
 
+        if self.sampler.feedback_lag is not None:
+            return tell()
         return tf.cond(place >= self.steps - 1, tell, lambda: tf.constant(True))
 
     def element(self, _: tf.Tensor, __: tf.Tensor, *parts: tf.Tensor) -> Any:
@@ -236,8 +240,12 @@ class _Feeder:
         return [np.True_, np.int64(iteration), *_columns(draw), *self.source.take(draw.index)]
 
     def left(self, iteration: int, place: int) -> np.bool_:
-        """The consumer takes the last batch, or asks on after it; gives whether there is one for it."""
+        """The consumer takes a batch, or asks on after the last; gives whether there is one for it."""
+        if place < self.steps - 1:
+            self._check_current(iteration)
+            return np.True_
         with self.iterations.lock:
+            self._check_current(iteration)
             if iteration == self.iterations.current:
                 self.iterations.complete = True
                 self.iterations.ended = bool(place == self.steps)

@@ -265,3 +265,15 @@ def test_fit_gives_the_same_model(epochs: tuple[int, ...], together: int) -> Non
     for one, other in zip(fitted((3,)), fitted(epochs, together), strict=True):
         np.testing.assert_array_equal(one, other)
     assert np.ptp(fitted((3,))[-1]) > 0.01
+
+
+def test_batches_drawn_ahead_do_not_leave_an_iteration_that_was_replaced():
+    sampler = ImportanceSampler(50, seed=0, feedback_lag=3)
+    dataset = importance_dataset(np.zeros(50, np.float32), sampler, 8)
+    first, second = iter(dataset), iter(dataset)
+    step = lambda element: int(element[1]["step"][0])  # noqa: E731
+    assert step(next(first)) == 0
+    assert step(next(second)) == 0  # what was in flight is handed out again, to the new one
+    with pytest.raises(tf.errors.OpError, match="another iteration"):
+        next(first)
+    assert step(next(second)) == 1
