@@ -46,9 +46,9 @@ def recording() -> type[RecordingSampler]:
 
 @pytest.fixture
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a program in a process of its own; ``TimeoutExpired`` where it hangs."""
+    """Runs a program in a process of its own; ``TimeoutExpired`` where it hangs. The bound leaves room for a cold start on a busy machine."""
 
-    def run(program: str, *flags: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def run(program: str, *flags: str, seconds: float = 240.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *flags, "-c", textwrap.dedent(program)],
             cwd=ROOT,
