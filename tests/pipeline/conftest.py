@@ -46,7 +46,10 @@ def recording() -> type[RecordingSampler]:
 
 @pytest.fixture
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a program in a process of its own; ``TimeoutExpired`` where it hangs. The bound leaves room for a cold start on a busy machine."""
+    """Runs a program in a process of its own; ``TimeoutExpired`` where it hangs.
+
+    The bound leaves room for a cold start on a busy machine.
+    """
 
     def run(program: str, *flags: str, seconds: float = 240.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
