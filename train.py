@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import keras
 
     from pipeline.data import Data
-    from pipeline.training import Outcome as Outcome  # for those who annotate with train.Outcome
+    from pipeline.training import Outcome
 
 PROGRAM = "train.py"
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit status
@@ -254,7 +254,8 @@ def check(config: Config) -> None:
     _require(config, "seed", 0 <= config.seed < 2**32, "in 0..4294967295")
     every = config.evaluate_every
     _require(config, "evaluate_every", every is None or every >= 1, "at least 1, or None")
-    make_sampler(config, num_samples=1)  # the samplers check what is theirs
+    # The samplers check what is theirs; importance's options are checked for uniform draws, too.
+    make_sampler(dataclasses.replace(config, sampling="importance"), num_samples=1)
 
 
 def _require(config: Config, name: str, holds: bool, rule: str) -> None:
@@ -332,8 +333,10 @@ def make_sampler(config: Config, num_samples: int) -> Any:
     from sampler import ImportanceSampler, UniformSampler
 
     lag, seed = config.feedback_lag, config.seed
+    if config.sampling == "uniform":
+        return UniformSampler(num_samples, feedback_lag=lag, seed=seed)
     try:
-        importance = ImportanceSampler(
+        return ImportanceSampler(
             num_samples,
             priority=config.priority,
             uniform_fraction=config.uniform_fraction,
@@ -345,9 +348,6 @@ def make_sampler(config: Config, num_samples: int) -> Any:
         )
     except ValueError as error:
         raise OptionError(error) from error
-    if config.sampling == "importance":
-        return importance
-    return UniformSampler(num_samples, feedback_lag=lag, seed=seed)
 
 
 def import_tensorflow() -> None:

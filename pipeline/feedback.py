@@ -269,17 +269,19 @@ class _RowWise:
     def __init__(self, loss: Any, name: str) -> None:
         self.loss, self.name = loss, name
         self.reduction = getattr(loss, "reduction", None)
+        self.rank: int | None = None  # of its values before reduction, once they were seen
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
         if sample_weight is not None and sample_weight.shape.rank == 1:
-            rank = unreduced(self.loss)(y_true, y_pred).shape.rank
-            if rank == 0:
+            if self.rank is None:
+                self.rank = unreduced(self.loss)(y_true, y_pred).shape.rank
+            if self.rank == 0:
                 raise ValueError(
                     f"the loss {self.name!r} gives one number for the whole batch, so its samples cannot be told "
                     "apart; let it end in a mean over the last axis, ops.mean(..., axis=-1), or be made with "
                     "reduction=None inside"
                 )
-            sample_weight = tf.reshape(sample_weight, [-1] + [1] * (rank - 1))
+            sample_weight = tf.reshape(sample_weight, [-1] + [1] * (self.rank - 1))
         return self.loss(y_true, y_pred, sample_weight)
 
 

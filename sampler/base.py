@@ -233,7 +233,7 @@ class Sampler:
 
     def _learn(self, index: Int64s, losses: Float64s, steps: Int64s | None) -> None:
         finite = kernels.count_finite(losses)
-        waits = self._ledger is not None and steps is not None
+        matched = None  # where the losses wait, if they wait
         if self._ledger is not None and steps is not None:
             self._priorities_of(losses[np.isfinite(losses)])  # refuses what it cannot take
             matched = self._ledger.match(index, steps, self._step)
@@ -249,7 +249,7 @@ class Sampler:
         self._counts["updates"] += 1
         if finite < losses.size:
             self._count_nonfinite(index[~np.isfinite(losses)])
-        if self._ledger is not None and waits:
+        if self._ledger is not None and matched is not None:
             self._ledger.report(matched, losses)
             self._counts["late"] += index.size - sum(which.size for _, _, which in matched)
             self._record_what_is_due()

@@ -1,8 +1,10 @@
 """Input checked in words: each function gives the value back, or says what was received and what is required.
 
-from sampler import checks
-checks.whole("batch_size", 32, least=1)         # 32
-checks.indices([3, 1], size=10)                 # array([3, 1])
+    from sampler import checks
+    checks.whole("batch_size", 32, least=1)         # 32
+    checks.indices([3, 1], size=10)                 # array([3, 1])
+
+Nothing is changed by a check, so all input can be checked before anything is done with it.
 """
 
 from __future__ import annotations

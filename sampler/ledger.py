@@ -12,7 +12,8 @@ handed out again, unchanged.
 
     ledger = Ledger(lag=2)
     ledger.hand_out(draw)                        # a batch leaves
-    ledger.report(index, losses, steps)          # its feedback, whole or in parts
+    matched = ledger.match(index, steps, next_step)
+    ledger.report(matched, losses)               # its feedback, whole or in parts
     for flight in ledger.due(next_step): ...     # complete, in order of step
 """
 
