@@ -1,11 +1,13 @@
 """Importance sampling in ``tf.data`` and Keras.
 
-from pipeline import LossFeedback, importance_sampling
-from sampler import ImportanceSampler
+    from pipeline import LossFeedback, importance_sampling, num_samples
+    from sampler import ImportanceSampler
 
-sampler = ImportanceSampler(num_samples(dataset))
-train = dataset.apply(importance_sampling(sampler, batch_size=128))
-model.fit(train, epochs=5, callbacks=[LossFeedback(model, sampler)])
+    sampler = ImportanceSampler(num_samples(dataset))
+    train = dataset.apply(importance_sampling(sampler, batch_size=128))
+    model.fit(train, epochs=5, callbacks=[LossFeedback(model, sampler)], shuffle=False)
+
+:mod:`sampler` draws; this package brings its draws to TensorFlow, and the losses back.
 """
 
 from pipeline.dataset import importance_dataset, importance_sampling

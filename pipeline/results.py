@@ -1,9 +1,11 @@
 """Results as text, and files that are never half written.
 
-from pipeline.results import to_csv, to_json, write_whole
+    from pipeline.results import to_csv, to_json, write_whole
 
-write_whole(folder / "summary.json", to_json({"test_loss": 0.12}))
-write_whole(folder / "history.csv", to_csv([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.3}]))
+    write_whole(folder / "summary.json", to_json({"test_loss": 0.12}))
+    write_whole(folder / "history.csv", to_csv([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.3}]))
+
+This file knows nothing of training.
 """
 
 from __future__ import annotations
