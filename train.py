@@ -76,8 +76,9 @@ class Config:
     """Steps over which the learning rate first rises from 0."""
     seed: int = 0
     """Fixes the first weights and all draws. The data are the same for every seed."""
-    priority: Literal["loss", "sqrt", "bounded"] = "loss"
-    """Priority of a sample with loss l: l, sqrt(l) for squared errors, 1-exp(-l) for cross-entropy.
+    priority: Literal["loss", "sqrt", "bounded", "clipped"] = "loss"
+    """Priority of a sample with loss l: l, sqrt(l) for squared errors, 1-exp(-l) for cross-entropy,
+    or l up to the 95 % quantile of the recent losses, for labels that may be wrong.
     Used by importance alone, as are the four that follow."""
     uniform_fraction: float = 0.3
     """Share of the draws that is uniform: 0 by priority alone, 1 uniformly.

@@ -11,6 +11,14 @@ This package knows NumPy and numba, not TensorFlow; :mod:`pipeline` joins it to 
 """
 
 from sampler.samplers import DivergedError, Draw, ImportanceSampler, UniformSampler
-from sampler.stores import PriorityStore, ProportionalStore
+from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 
-__all__ = ["DivergedError", "Draw", "ImportanceSampler", "PriorityStore", "ProportionalStore", "UniformSampler"]
+__all__ = [
+    "DivergedError",
+    "Draw",
+    "ImportanceSampler",
+    "PriorityStore",
+    "ProportionalStore",
+    "RankedStore",
+    "UniformSampler",
+]

@@ -14,18 +14,28 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sampler import checks, kernels, weights
+from sampler import batches, checks, weights
 from sampler.ledger import Draw, Ledger, frozen
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
-Prepared = tuple[Int64s, Float64s, Int64s, int]  # samples, priorities, steps, how many came late
+
+
+class Learnt(NamedTuple):
+    """What feedback comes to: one mean loss and its priority for each sample, and how many losses came late."""
+
+    index: Int64s  # type: ignore[assignment]  # hides tuple.index, on purpose
+    losses: Float64s
+    priorities: Float64s
+    steps: Int64s
+    late: int
+
 
 STATE_FORMAT = 1
 RECENT_DRAWS = 100  # what ``summary`` means by recent
@@ -50,6 +60,7 @@ class Sampler:
         feedback_timeout: float,
         max_nonfinite_updates: int,
         seed: int | None,
+        all_known: bool = False,
     ) -> None:
         self._size = checks.whole("num_samples", num_samples, least=1)
         self.feedback_lag = None if feedback_lag is None else checks.whole("feedback_lag", feedback_lag, least=1)
@@ -57,14 +68,16 @@ class Sampler:
         self.max_nonfinite_updates = checks.whole("max_nonfinite_updates", max_nonfinite_updates, least=1)
         if seed is not None:
             checks.whole("seed", seed, least=0)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._generator = np.random.default_rng(seed)
         self._ledger = None if self.feedback_lag is None else Ledger(self.feedback_lag)
         self._step = 0
         self._taken = 0  # samples taken from the current pass over all of them
         self._passes = 0  # whole passes before it
         self._keys = self._new_keys()
-        self._newest = np.full(self._size, -1, np.int32)  # newest step known of each sample
+        # The newest step known of each sample, or -1. Zeros cost nothing until they are looked at.
+        self._newest = np.zeros(self._size, np.int32) if all_known else np.full(self._size, -1, np.int32)
         self._newest_step = -1  # that an update has named
         self._counts = {"seen": 0, "updates": 0, "nonfinite": 0, "late": 0}
         self._nonfinite_updates = 0  # in a row
@@ -99,7 +112,7 @@ class Sampler:
         For callers that must not block for long. The time-out runs from the first poll that found feedback missing.
         """
         count = checks.whole("batch_size", batch_size, least=1)
-        with self._changed:
+        with self._lock:
             if not self._feedback_is_there(count, seconds):
                 return None
             again = self._hand_out_again(count)
@@ -119,7 +132,7 @@ class Sampler:
         For an iteration that was broken off. Without a ``feedback_lag`` draws in flight are not kept, and nothing
         happens.
         """
-        with self._changed:
+        with self._lock:
             if self._ledger is not None:
                 self._ledger.rewind()
             self._waiting_since = None
@@ -130,17 +143,16 @@ class Sampler:
 
     def _weigh(self, probability: Float64s, beta: float) -> Float32s:
         weight = np.empty(probability.size, np.float32)
-        sums = kernels.weigh(probability, self._size, beta, weight)
-        self._recent[self._step % RECENT_DRAWS] = (probability.size, *sums)
+        batches.weigh(probability, self._size, beta, weight, self._recent[self._step % RECENT_DRAWS])
         return weight
 
     def _from_pass(self, index: Int64s) -> None:
         """Fill ``index`` with the next samples of the current pass; they must not be more than are left."""
-        kernels.permuted(self._keys, self._size, self._taken, index)
+        batches.permuted(self._keys, self._size, self._taken, index)
         self._taken += index.size
 
     def _new_keys(self) -> npt.NDArray[np.uint64]:
-        return self._generator.integers(0, 2**64, 2 * kernels.MIXING_ROUNDS, dtype=np.uint64, endpoint=False)
+        return self._generator.integers(0, 2**64, 2 * batches.MIXING_ROUNDS, dtype=np.uint64, endpoint=False)
 
     def _hand_out_again(self, count: int) -> Draw | None:
         draw = None if self._ledger is None else self._ledger.again()
@@ -227,34 +239,44 @@ class Sampler:
         if indices.size == 0:
             return
         steps = checks.steps(step, indices.size)
-        with self._changed:
+        with self._lock:
             self._learn(indices, values, steps)
-            self._changed.notify_all()
+            if self._ledger is not None:
+                self._changed.notify_all()
 
     def _learn(self, index: Int64s, losses: Float64s, steps: Int64s | None) -> None:
-        finite = kernels.count_finite(losses)
+        finite = batches.count_finite(losses)
         matched = None  # where the losses wait, if they wait
         if self._ledger is not None and steps is not None:
-            self._priorities_of(losses[np.isfinite(losses)])  # refuses what it cannot take
+            self._check_all(index, losses, finite)
             matched = self._ledger.match(index, steps, self._step)
         else:
-            prepared = self._prepare(index, losses, self._now(index.size) if steps is None else steps)
-            if prepared[0].size < finite:  # some were merged or late: the means do not show every loss
-                self._priorities_of(losses[np.isfinite(losses)])
+            learnt = self._prepare(index, losses, self._now() if steps is None else steps)
+            if learnt.index.size < finite:  # some were merged or late: the means do not show every loss
+                self._check_all(index, losses, finite)
         self._check_nonfinite_updates(finite > 0)
         # Everything is checked; from here on things change.
         if steps is not None:
-            self._warn_of_steps_ahead(int(steps.max()))
-            self._newest_step = max(self._newest_step, int(steps.max()))
+            newest = int(steps[0] if steps.size == 1 else steps.max())
+            self._warn_of_steps_ahead(newest)
+            self._newest_step = max(self._newest_step, newest)
         self._counts["updates"] += 1
         if finite < losses.size:
             self._count_nonfinite(index[~np.isfinite(losses)])
         if self._ledger is not None and matched is not None:
             self._ledger.report(matched, losses)
-            self._counts["late"] += index.size - sum(which.size for _, _, which in matched)
+            self._counts["late"] += index.size - sum(match.count for match in matched)
             self._record_what_is_due()
         else:
-            self._record(*prepared)
+            self._record(learnt)
+
+    def _check_all(self, index: Int64s, losses: Float64s, finite: int) -> None:
+        """Refuse losses (B,), of which so many are finite, that the priority cannot take."""
+        if finite == losses.size:
+            self._priorities_of(losses, index)
+        else:
+            kept = np.isfinite(losses)
+            self._priorities_of(losses[kept], index[kept])
 
     def _warn_of_steps_ahead(self, step: int) -> None:
         if step >= self._step and not self._said_ahead:
@@ -270,37 +292,38 @@ class Sampler:
         """Let the feedback count that the next draw uses."""
         assert self._ledger is not None
         for flight in self._ledger.due(self._step):
-            steps = np.full(flight.losses.size, flight.draw.step, np.int64)
-            self._record(*self._prepare(flight.draw.index, flight.losses, steps))
+            step = np.array([flight.draw.step], np.int64)
+            self._record(self._prepare(flight.draw.index, flight.losses, step))
 
-    def _now(self, count: int) -> Int64s:
-        return np.full(count, max(self._step, self._newest_step + 1), np.int64)
+    def _now(self) -> Int64s:
+        return np.array([max(self._step, self._newest_step + 1)], np.int64)
 
-    def _prepare(self, index: Int64s, losses: Float64s, steps: Int64s) -> Prepared:
+    def _prepare(self, index: Int64s, losses: Float64s, steps: Int64s) -> Learnt:
         """The newest mean loss of each sample as a priority, and how many losses came late. Changes nothing."""
         size = index.size
         samples, means, stamps = np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64)
-        count, late, most = kernels.merge(index, losses, steps, self._newest, samples, means, stamps)
+        count, late, most = batches.merge(index, losses, steps, self._newest, samples, means, stamps)
         if most > 2 and self._ledger is not None:
             # A mean of three rounds by their order, which may be that of arrival: it is made always the same.
             order = np.lexsort((losses, index))
-            given = index[order], losses[order], steps[order]
-            count, late, _ = kernels.merge(*given, self._newest, samples, means, stamps)
-        return samples[:count], self._priorities_of(means[:count]), stamps[:count], late
+            given = index[order], losses[order], steps[order] if steps.size > 1 else steps
+            count, late, _ = batches.merge(*given, self._newest, samples, means, stamps)
+        samples, means = samples[:count], means[:count]
+        return Learnt(samples, means, self._priorities_of(means, samples), stamps[:count], late)
 
-    def _record(self, index: Int64s, values: Float64s, steps: Int64s, late: int) -> None:
-        self._counts["late"] += late
-        if index.size:
-            self._counts["seen"] += self._remember(index, values, steps)
+    def _record(self, learnt: Learnt) -> None:
+        self._counts["late"] += learnt.late
+        if learnt.index.size:
+            self._counts["seen"] += self._remember(learnt)
 
-    def _priorities_of(self, losses: Float64s) -> Float64s:
-        """The priorities of finite losses (B,); ``ValueError`` for losses that this sampler cannot take."""
+    def _priorities_of(self, losses: Float64s, index: Int64s) -> Float64s:
+        """The priorities of finite losses (B,) of the samples ``index`` (B,); ``ValueError`` for what it refuses."""
         return losses
 
-    def _remember(self, index: Int64s, values: Float64s, steps: Int64s) -> int:
-        """Take in the priorities of distinct samples; returns how many samples were new."""
-        new = int((self._newest[index] < 0).sum())
-        self._newest[index] = steps
+    def _remember(self, learnt: Learnt) -> int:
+        """Take in what distinct samples have learnt; returns how many of them were new."""
+        new = int((self._newest[learnt.index] < 0).sum())
+        self._newest[learnt.index] = learnt.steps
         return new
 
     def _check_nonfinite_updates(self, any_finite: bool) -> None:
@@ -331,18 +354,35 @@ class Sampler:
         """The priority of every sample, a copy: (N,) float64, ≥ 0. O(N)."""
         return np.ones(self._size)
 
+    def ages(self) -> Int64s:
+        """How stale what is known of each sample is, in draws: (N,) int64, ≥ 0. O(N).
+
+        The draws made since the one that its newest loss belongs to; of a sample that has had no finite loss yet, all.
+        """
+        with self._lock:
+            ages = np.subtract(self._step - 1, self._newest, dtype=np.int64)
+        return np.maximum(ages, 0, out=ages)
+
+    def stalest(self, count: int) -> Int64s:
+        """The ``count`` samples of the greatest age, the oldest first: (count,) int64, at most all N. O(N)."""
+        count = min(checks.whole("count", count, least=1), self._size)
+        with self._lock:
+            newest = self._newest.copy()
+        oldest = np.argpartition(newest, count - 1)[:count]
+        return oldest[np.lexsort((oldest, newest[oldest]))].astype(np.int64)
+
     def _mean_priority(self) -> float:
         return 1.0
 
     def summary(self) -> dict[str, int | float]:
-        """Where the sampler stands. O(1).
+        """Where the sampler stands. O(1); with ``store="ranked"`` O(N), for the mean.
 
         ``step`` draws made; ``seen`` samples with a finite loss; ``updates``; ``nonfinite`` and ``late``
         losses passed over; of the recent draws (the last 100) ``effective_sample_size``, (Σw)²/Σw², from 1 to the
         number of samples in them, ``effective_fraction``, the same over that number, and ``max_weight``;
         ``mean_priority``; ``in_flight``, draws under a lag whose feedback does not count yet.
         """
-        with self._changed:
+        with self._lock:
             drawn, total, squares, _ = self._recent.sum(axis=0)
             effective = weights.effective(float(total), float(squares))
             return {
@@ -363,7 +403,7 @@ class Sampler:
         Loaded into a sampler made with the same arguments, the draws go on as if nothing had happened; those in flight
         under a lag are handed out again first.
         """
-        with self._changed:
+        with self._lock:
             return {
                 "format": STATE_FORMAT,
                 "sampler": type(self).__name__,
@@ -389,7 +429,7 @@ class Sampler:
         format, and for one that is damaged; nothing is changed then.
         """
         self._check_state(state)
-        with self._changed:
+        with self._lock:
             try:
                 attributes = self._read_state(state)
                 self._load_own_state(state)  # the last thing that can be refused

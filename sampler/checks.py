@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sampler import kernels
+from sampler import batches
 
 Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
@@ -62,14 +62,19 @@ def indices(index: npt.ArrayLike, size: int) -> Int64s:
     if given.ndim != 1:
         raise ValueError(f"index must have shape (B,), got shape {given.shape}; use index.reshape(-1)")
     result = given.astype(np.int64)
-    outside = kernels.stranger(result, size)
+    outside = batches.stranger(result, size)
     if outside >= 0:
         raise IndexError(f"index must be in [0, {size}), got {result[outside]} at position {outside}")
     return result
 
 
 def per_sample(name: str, values: npt.ArrayLike, count: int) -> Float64s:
-    """``values`` as (count,) float64: one number for each index."""
+    """A copy of ``values`` as (count,) float64: one number for each index."""
+    return numbers(name, values, count).astype(np.float64)
+
+
+def numbers(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
+    """``values`` as an array (count,) of whatever real type it has: one number for each index."""
     given = np.asarray(values)
     if given.dtype.kind in "cOSUmM":
         raise TypeError(f"{name} must be real numbers, got dtype {given.dtype}")
@@ -86,13 +91,15 @@ def per_sample(name: str, values: npt.ArrayLike, count: int) -> Float64s:
         )
     if given.size != count:
         raise ValueError(f"{name} must have one number for each of {count} indices, got {given.size}")
-    return given.astype(np.float64)
+    return given
 
 
 def steps(step: npt.ArrayLike | None, count: int) -> Int64s | None:
-    """``step`` as (count,) int64, or None."""
+    """``step`` as int64, (count,) or (1,) where all have the same, or None."""
     if step is None:
         return None
+    if type(step) is int and 0 <= step < LARGEST_STEP:  # as it mostly is
+        return np.array([step], np.int64)
     given = np.asarray(step)
     if given.dtype.kind not in "iu":
         raise TypeError(f"step must be an integer or (B,) integers, got dtype {given.dtype}")
@@ -100,7 +107,7 @@ def steps(step: npt.ArrayLike | None, count: int) -> Int64s | None:
         raise ValueError(f"step must be one integer or have shape ({count},), got shape {given.shape}")
     if given.min() < 0 or given.max() >= LARGEST_STEP:
         raise ValueError(f"step must be in [0, {LARGEST_STEP}), got {given.min()} to {given.max()}")
-    return np.full(count, given, np.int64)
+    return given.astype(np.int64).reshape(-1)
 
 
 def array(name: str, value: npt.ArrayLike, like: npt.NDArray[Any], *, least: float | None = None) -> npt.NDArray[Any]:

@@ -16,7 +16,8 @@ scheme                  random numbers       how often sample i is in a batch
 ``without_replacement`` 1                    at most once; π = min(1, c p), Σπ = B
 ======================  ===================  =======================================================
 
-All cost O(B log N).
+All cost O(B log N). "In order" means the order of the store: of the index in a ``ProportionalStore``, of the rank
+in a ``RankedStore``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from sampler import batches
 from sampler.stores import PriorityStore
 
 Drawn = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
@@ -40,17 +42,17 @@ def multinomial(store: PriorityStore, count: int, *, uniform_fraction: float, ge
     variate generation*, chapter V).
     """
     sums = np.cumsum(generator.standard_exponential(count + 1))
-    return store.find(sums[:-1] / sums[-1], uniform_fraction)
+    return _ascending(store, sums[:-1] / sums[-1], uniform_fraction)
 
 
 def stratified(store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator) -> Drawn:
     """One draw in each of B equal parts of the cumulative p."""
-    return store.find((np.arange(count) + generator.random(count)) / count, uniform_fraction)
+    return _ascending(store, (np.arange(count) + generator.random(count)) / count, uniform_fraction)
 
 
 def systematic(store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator) -> Drawn:
     """B positions at equal distances along the cumulative p, from one random start (Madow, 1949)."""
-    return store.find((np.arange(count) + generator.random()) / count, uniform_fraction)
+    return _ascending(store, batches.spaced(count, generator.random()), uniform_fraction)
 
 
 def without_replacement(
@@ -60,6 +62,14 @@ def without_replacement(
     check_distinct(count, len(store))
     index, inclusion = store.find_distinct(count, generator.random(), uniform_fraction)
     return index, inclusion / count
+
+
+def _ascending(store: PriorityStore, positions: npt.NDArray[np.float64], uniform_fraction: float) -> Drawn:
+    index, probability = store.find(positions, uniform_fraction)
+    if store.in_index_order:
+        return index, probability
+    order = np.argsort(index, kind="stable")
+    return index[order], probability[order]
 
 
 def check_distinct(count: int, size: int) -> None:

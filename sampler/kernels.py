@@ -1,33 +1,34 @@
 """The compiled loops: arrays in, arrays out, the random numbers an argument.
 
 Everything here works on a **wide sum tree**: the priorities are the leaves, and every node above
-holds the sum of its sixteen children. With four children a node instead of sixteen, and
-eleven samples, the tree looks like this (``sums`` is one array, level after level)::
+holds the sum of its children. A node is one line of the processor's cache: sixteen leaves, or eight sums. With
+four leaves and two sums a line instead, and eleven samples, the tree looks like this (``sums`` is one
+array, level after level)::
 
-    sums, level 1 (root)                      35
-    sums, level 0             14         |    13         |    8          |   0
-    leaves               3  1  4  6      | 2  0  9  2    | 5  3  0  0    |
-    sample               0  1  2  3        4  5  6  7      8  9 10
+    sums, level 2 (root)                    35
+    sums, level 1                27                  8
+    sums, level 0          14         13         8         0
+    leaves               3 1 4 6 |  2 0 9 2 |  5 3 0 0 |
+    sample               0 1 2 3    4 5 6 7    8 9 10
 
-To *find* the sample under the mass 20, walk down: at the root, 14 ≤ 20 < 14 + 13, so the second
-child, with 20 - 14 = 6 left; there, 2 + 0 ≤ 6 < 2 + 0 + 9, so sample 6. To *write* sample 6,
-change its leaf and add up its four siblings again, then the same one level higher. A parent
-is always recomputed from its children, never adjusted by a difference, so rounding cannot pile up.
+To *find* the sample under the mass 20, walk down: at the root's children, 20 < 27, so the first; there
+14 ≤ 20 < 14 + 13, so the second, with 20 - 14 = 6 left; there, 2 + 0 ≤ 6 < 2 + 0 + 9, so sample 6. To *write*
+sample 6, change its leaf and add up its line again, then the same one level higher. A parent is always
+recomputed from its children, never adjusted by a difference, so rounding cannot pile up.
 
-Leaves are float32 (four bytes a sample, sixteen to a line of the processor's cache); sums are float64.
-A constant ``floor`` is added to every sample's priority while searching: the uniform part of the
-sampling distribution belongs to the tree without being stored in it. A node over ``c`` samples
-weighs ``sum + floor * c``.
+Leaves are float32 (four bytes a sample); sums are float64. A constant ``floor`` is added to every sample's
+priority while searching: the uniform part of the sampling distribution belongs to the tree without being
+stored in it. A node over ``c`` samples weighs ``sum + floor * c``.
 
-A whole batch is done at a time, level by level, so that the processor can fetch the nodes
+A whole batch is done at a time, level by level, so that the processor can fetch the lines
 of many samples at once instead of waiting for one after the other.
 
-All functions are compiled by numba on first use, cached on disk and release the interpreter lock.
+All functions are compiled by numba on first use and cached on disk.
 
-    >>> leaves, sums, starts = allocate(11)
+    >>> leaves, sums = allocate(11)
     >>> leaves[:11] = [3, 1, 4, 6, 2, 0, 9, 2, 5, 3, 0]
-    >>> rebuild(leaves, sums, starts)
-    >>> float(sums[starts[-1]])
+    >>> rebuild(leaves, sums)
+    >>> float(sums[-1])
     35.0
 """
 
@@ -46,190 +47,124 @@ Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
-FANOUT = 16
-SCALE = 2.0**-32  # of losses while they are added up, so that no sum of them overflows
+LINE = 64  # bytes in a line of the cache
+LEAF_BITS, SUM_BITS = 4, 3  # a line is 2**4 float32 or 2**3 float64
+LEAVES, SUMS = 2**LEAF_BITS, 2**SUM_BITS
+NEAR = 2**17  # so many leaves stay in a near cache, and nothing need be fetched ahead
 SMALLEST = float(np.finfo(np.float32).tiny)  # the smallest normal float32
 LARGEST = float(np.finfo(np.float32).max)
-ALIGNMENT = 64  # bytes in a cache line: a node's sixteen leaves then share one
-MIXING_ROUNDS = 6
-MIXING_BITS = 8  # at least; fewer mix too little: at N = 8 a quarter of the orders would never come
+NATURAL = 2**62 - 1  # ``i & NATURAL`` is i: it shows the compiler that i ≥ 0, which spares it the wrapping of i < 0
 
 
 def compiled(function: Compiled) -> Compiled:
-    """Compile with numba on first use; keep the machine code on disk; release the GIL."""
+    """Compile with numba on first use; keep the machine code on disk."""
+    return cast(Compiled, numba.njit(cache=True)(function))
+
+
+def released(function: Compiled) -> Compiled:
+    """The same for a pass over all N samples: other threads may go on meanwhile.
+
+    What is done for a batch keeps the interpreter's lock. To give it away and take it back costs more than the lock
+    is held, and far more where another thread computes.
+    """
     return cast(Compiled, numba.njit(cache=True, nogil=True)(function))
+
+
+def inlined(function: Compiled) -> Compiled:
+    """A part of a compiled loop, put into it: the compiler would make calls of them, which cost a sixth of the time."""
+    return cast(Compiled, numba.njit(forceinline=True)(function))
 
 
 # --- the tree ---------------------------------------------------------------------------------
 
 
-def allocate(size: int) -> tuple[Float32s, Float64s, Int64s]:
-    """An empty tree for ``size`` samples: ``(leaves, sums, starts)``.
+def allocate(size: int) -> tuple[Float32s, Float64s]:
+    """An empty tree for ``size`` samples: ``(leaves, sums)``.
 
-    ``leaves`` is float32, ``size`` rounded up to a multiple of sixteen; ``sums`` is float64, all
-    levels in one array; ``starts`` (L,) int64 says where each level begins, the root last.
-    About 4.54 bytes a sample.
+    ``leaves`` is float32, ``size`` rounded up to whole lines; ``sums`` is float64, all levels in one
+    array, each rounded up to whole lines, the root last. About 4.57 bytes a sample.
     """
-    width = _padded(size)
-    starts = [0]
-    nodes = width // FANOUT
+    nodes = lines = -(-size // LEAVES)
+    length = 1
     while nodes > 1:
-        starts.append(starts[-1] + _padded(nodes))
-        nodes = _padded(nodes) // FANOUT
-    return _zeros(width, np.float32), _zeros(starts[-1] + 1, np.float64), np.array(starts, np.int64)
-
-
-def _padded(count: int) -> int:
-    return -(-count // FANOUT) * FANOUT
+        length += -(-nodes // SUMS) * SUMS
+        nodes = -(-nodes // SUMS)
+    return _zeros(lines * LEAVES, np.float32), _zeros(length, np.float64)
 
 
 def _zeros(count: int, dtype: type) -> npt.NDArray[Any]:
-    """Zeros that begin on a cache line."""
+    """Zeros that begin with a line. Where they are many NumPy asks for huge pages, which spares page walks."""
     itemsize = np.dtype(dtype).itemsize
-    raw: npt.NDArray[Any] = np.zeros(count + ALIGNMENT // itemsize, dtype)
-    skip = (-raw.ctypes.data % ALIGNMENT) // itemsize
+    raw: npt.NDArray[Any] = np.zeros(count + LINE // itemsize, dtype)
+    skip = (-raw.ctypes.data % LINE) // itemsize
     return raw[skip : skip + count]
 
 
-@compiled
-def rebuild(leaves: Float32s, sums: Float64s, starts: Int64s) -> None:
+@inlined
+def _whole_lines(nodes: int) -> int:
+    padded: int = -(-nodes // SUMS) * SUMS
+    return padded
+
+
+@released
+def rebuild(leaves: Float32s, sums: Float64s) -> None:
     """Recompute every sum from the leaves. O(N), one pass of memory."""
-    for node in range(leaves.size // FANOUT):
-        sums[node] = _sum_of_children(leaves, node * FANOUT)
-    for level in range(1, starts.size):
-        below = starts[level - 1]
-        for node in range((starts[level] - below) // FANOUT):
-            sums[starts[level] + node] = _sum_of_children(sums, below + node * FANOUT)
+    nodes = leaves.size // LEAVES
+    for node in range(nodes):
+        sums[node] = _sum_of_leaves(leaves, node * LEAVES)
+    below = 0  # where the level below begins
+    while nodes > 1:
+        start = below + _whole_lines(nodes)
+        nodes = -(-nodes // SUMS)
+        for node in range(nodes):
+            sums[start + node] = _sum_of_sums(sums, below + node * SUMS)
+        below = start
 
 
 @compiled
-def refresh(leaves: Float32s, sums: Float64s, starts: Int64s, index: Int64s) -> None:
-    """Recompute the sums above the leaves ``index`` (B,). O(B log N)."""
-    span = FANOUT
-    for level in range(starts.size):
-        start = starts[level]
-        last = -1
-        for sample in index:
-            node = sample // span
-            if node == last:  # neighbours share their parents
-                continue
-            last = node
-            if level == 0:
-                sums[node] = _sum_of_children(leaves, node * FANOUT)
-            else:
-                sums[start + node] = _sum_of_children(sums, starts[level - 1] + node * FANOUT)
-        span *= FANOUT
+def refresh(leaves: Float32s, sums: Float64s, index: Int64s) -> None:
+    """Recompute the sums above the leaves ``index`` (B,). O(B log N).
+
+    A level with no more nodes than B is recomputed whole, in one pass; of the wider ones below it, the nodes touched.
+    """
+    nodes = leaves.size // LEAVES
+    if nodes <= index.size:
+        rebuild(leaves, sums)
+        return
+    for sample in index:
+        node = (sample & NATURAL) >> LEAF_BITS
+        sums[node] = _sum_of_leaves(leaves, node * LEAVES)
+    below, bits = 0, LEAF_BITS  # 2**bits samples are below a node
+    while nodes > 1:
+        start = (below + _whole_lines(nodes)) & NATURAL
+        nodes = -(-nodes // SUMS)
+        bits += SUM_BITS
+        if nodes <= index.size:
+            for node in range(nodes):
+                sums[start + node] = _sum_of_sums(sums, below + node * SUMS)
+        else:
+            for sample in index:
+                node = (sample & NATURAL) >> bits
+                sums[start + node] = _sum_of_sums(sums, below + node * SUMS)
+        below = start
 
 
-@compiled
-def _sum_of_children(values: npt.NDArray[Any], first: int) -> float:
-    """Sum of the sixteen values from ``first`` on, in float64 and always in the same order."""
-    left = _sum_of_four(values, first) + _sum_of_four(values, first + 4)
-    total: float = left + (_sum_of_four(values, first + 8) + _sum_of_four(values, first + 12))
+@inlined
+def _sum_of_leaves(leaves: Float32s, first: int) -> float:
+    """Sum of the sixteen leaves from ``first`` on, in float64 and always in the same order."""
+    left = _sum_of_four(leaves, first) + _sum_of_four(leaves, first + 4)
+    total: float = left + (_sum_of_four(leaves, first + 8) + _sum_of_four(leaves, first + 12))
     return total
 
 
-@compiled
-def find(
-    leaves: Float32s,
-    sums: Float64s,
-    starts: Int64s,
-    size: int,
-    floor: float,
-    positions: Float64s,
-    index: Int64s,
-    mass: Float64s,
-) -> float:
-    """The sample under each position of the cumulative mass. O(B log N).
-
-    ``positions`` (B,) run from 0 to the total mass, ``sums[root] + floor * size``; ascending ones are
-    found faster. Fills ``index`` (B,) with the samples and ``mass`` (B,) with their masses, priority plus ``floor``. A
-    sample of mass zero is never found, however the sums were rounded.
-
-    The upper levels, those with fewer nodes than there are positions, are not searched: the positions are laid
-    beside the nodes of the lowest of them in one pass. Before a level is searched, one number of each node is
-    read in a loop of its own. These reads do not wait for each other, so the memory delivers them together, and the
-    search finds them in the cache: a third less time at N = 10^6. Their sum is returned so that the compiler
-    keeps them; it means nothing.
-    """
-    batch = positions.size
-    level, span = starts.size - 1, FANOUT**starts.size  # span: samples under one node of the level
-    while level > 0 and -(-size * FANOUT // span) <= batch:
-        level -= 1
-        span //= FANOUT
-    _walk(sums, starts[level], -(-size // span), floor * span, positions, index, mass)
-    touched = 0.0
-    for below in range(level - 1, -1, -1):
-        span //= FANOUT
-        nodes = -(-size // span)  # those with a sample below them
-        for draw in range(batch):
-            touched += sums[starts[below] + index[draw] * FANOUT]
-        for draw in range(batch):
-            node = index[draw] * FANOUT
-            child, left = _descend(sums, starts[below] + node, nodes - node, floor * span, mass[draw])
-            index[draw] = node + child
-            mass[draw] = left
-    for draw in range(batch):
-        touched += leaves[index[draw] * FANOUT]
-    for draw in range(batch):
-        node = index[draw] * FANOUT
-        child, _ = _descend(leaves, node, size - node, floor, mass[draw])
-        index[draw] = node + child
-        mass[draw] = leaves[node + child] + floor
-    return touched
+@inlined
+def _sum_of_sums(sums: Float64s, first: int) -> float:
+    """Sum of the eight sums from ``first`` on, always in the same order."""
+    total: float = _sum_of_four(sums, first) + _sum_of_four(sums, first + 4)
+    return total
 
 
-@compiled
-def _walk(
-    sums: Float64s, start: int, nodes: int, floor: float, positions: Float64s, index: Int64s, left: Float64s
-) -> None:
-    """Lay the positions beside the nodes of one level: ``index`` becomes the node, ``left`` what is left there.
-
-    Ascending positions need one pass over both; one that goes back begins again at the first node.
-    """
-    node, before, after = 0, 0.0, sums[start] + floor
-    for draw in range(positions.size):
-        position = positions[draw]
-        if position < before:
-            node, before, after = 0, 0.0, sums[start] + floor
-        while position >= after and node < nodes - 1:
-            node += 1
-            before = after
-            after += sums[start + node] + floor
-        index[draw] = node
-        left[draw] = position - before
-        while sums[start + index[draw]] + floor <= 0.0 and index[draw] > 0:  # past the last with any mass
-            index[draw] -= 1
-            left[draw] = np.inf
-
-
-@compiled
-def _descend(values: npt.NDArray[Any], first: int, children: int, floor: float, position: float) -> tuple[int, float]:
-    """Which of sixteen children lies under ``position``, and what is left of it there.
-
-    The children are ``values[first:first + 16]``, each ``floor`` heavier than it stands there; those from
-    ``children`` on hold no sample. Two short searches without a branch on the data: four groups of
-    four, then four children. All children count as full: what the last ones lack lies past every position.
-    """
-    group_floor = 4.0 * floor
-    end1 = _sum_of_four(values, first) + group_floor
-    end2 = end1 + (_sum_of_four(values, first + 4) + group_floor)
-    end3 = end2 + (_sum_of_four(values, first + 8) + group_floor)
-    child = 4 * (int(position >= end1) + int(position >= end2) + int(position >= end3))
-    position -= _last_passed(position, end1, end2, end3)
-    end1 = values[first + child] + floor
-    end2 = end1 + (values[first + child + 1] + floor)
-    end3 = end2 + (values[first + child + 2] + floor)
-    child += int(position >= end1) + int(position >= end2) + int(position >= end3)
-    position -= _last_passed(position, end1, end2, end3)
-    # Rounding can carry a position past the last child that has any mass: step back onto its end.
-    while child > 0 and (child >= children or values[first + child] + floor <= 0.0):
-        child -= 1
-        position = np.inf
-    return child, position
-
-
-@compiled
+@inlined
 def _sum_of_four(values: npt.NDArray[Any], first: int) -> float:
     left = np.float64(values[first]) + np.float64(values[first + 1])
     total: float = left + (np.float64(values[first + 2]) + np.float64(values[first + 3]))
@@ -237,6 +172,135 @@ def _sum_of_four(values: npt.NDArray[Any], first: int) -> float:
 
 
 @compiled
+def find(
+    leaves: Float32s,
+    sums: Float64s,
+    size: int,
+    floor: float,
+    total: float,
+    positions: Float64s,
+    index: Int64s,
+) -> float:
+    """The sample under each position of the cumulative mass, and its share of the mass. O(B log N).
+
+    ``positions`` (B,) are shares of ``total`` in [0, 1); ascending ones are found faster. Fills ``index`` (B,) with the
+    samples, and puts in the place of each position the share of its sample, (priority + floor) / total. With
+    ``total`` = 1 both are masses. The whole mass is ``sums[-1] + floor * size``. A sample of mass zero is never
+    found, however the sums were rounded.
+
+    The upper levels, those with no more nodes than positions, are not searched: the positions are laid
+    beside the nodes of the lowest of them in one pass. Where the tree is larger than the near caches, one number of
+    each line is read in a loop of its own before a level is searched. These reads do not wait for each other, so the
+    memory delivers them together, and the search finds them in the cache. Their sum is returned so that the compiler
+    keeps them; it means nothing.
+    """
+    start, nodes, bits = 0, leaves.size // LEAVES, LEAF_BITS  # 2**bits samples are below a node of the level
+    while nodes > max(positions.size, 1):
+        start += _whole_lines(nodes)
+        nodes = -(-nodes // SUMS)
+        bits += SUM_BITS
+    _walk(sums, start & NATURAL, nodes, floor * (1 << bits), total, positions, index)
+    touched, far = 0.0, leaves.size > NEAR
+    while bits > LEAF_BITS:
+        bits -= SUM_BITS
+        nodes = ((size - 1) >> bits) + 1
+        start = (start - _whole_lines(nodes)) & NATURAL
+        if far:
+            touched += _touch(sums, start, SUMS, index)
+        for draw in range(positions.size):
+            node = (index[draw] & NATURAL) * SUMS
+            child, left = _among_sums(sums, start + node, floor * (1 << bits), positions[draw])
+            past = node + child >= nodes  # rounding can carry a position past the last node
+            index[draw] = nodes - 1 if past else node + child
+            positions[draw] = np.inf if past else left
+    if far:
+        touched += _touch(leaves, 0, LEAVES, index)
+    first, ends = -1, (0.0, 0.0, 0.0)
+    for draw in range(positions.size):
+        if index[draw] * LEAVES != first:  # neighbours may share a line, and then its quarters
+            first = (index[draw] & NATURAL) * LEAVES
+            ends = _quarters(leaves, first, floor)
+        sample = min(first + _among_leaves(leaves, first, floor, ends, positions[draw]), size - 1)
+        while leaves[sample] + floor <= 0.0 and sample > 0:  # and past the last sample with any mass
+            sample -= 1
+        index[draw] = sample
+        positions[draw] = (leaves[sample] + floor) / total
+    return touched
+
+
+@inlined
+def _touch(values: npt.NDArray[Any], start: int, width: int, index: Int64s) -> float:
+    touched = 0.0
+    for node in index:
+        touched += values[start + (node & NATURAL) * width]
+    return touched
+
+
+@inlined
+def _walk(
+    sums: Float64s, start: int, nodes: int, floor: float, total: float, positions: Float64s, index: Int64s
+) -> None:
+    """Lay the positions beside the nodes of one level: ``index`` becomes the node, the position the mass left there.
+
+    Ascending positions need one pass over both; one that goes back begins again at the first node.
+    """
+    node, before, after = 0, 0.0, sums[start] + floor
+    for draw in range(positions.size):
+        position = positions[draw] * total
+        if position < before:
+            node, before, after = 0, 0.0, sums[start] + floor
+        while position >= after and node < nodes - 1:
+            node += 1
+            before = after
+            after += sums[start + (node & NATURAL)] + floor
+        index[draw] = node
+        positions[draw] = position - before
+
+
+@inlined
+def _among_sums(sums: Float64s, first: int, floor: float, position: float) -> tuple[int, float]:
+    """Which of the eight sums from ``first`` on lies under ``position``, and what is left of it there.
+
+    Each is ``floor`` heavier than it stands there. First which half, then which of four, without a branch on the
+    data. All children count as full: what the last ones lack lies past every position.
+    """
+    half = _sum_of_four(sums, first) + 4.0 * floor
+    child = 4 if position >= half else 0
+    position -= half if position >= half else 0.0
+    inside, position = _among_four(sums, first + child, floor, position)
+    return child + inside, position
+
+
+@inlined
+def _quarters(leaves: Float32s, first: int, floor: float) -> tuple[float, float, float]:
+    """Where the first three quarters of the sixteen leaves from ``first`` on end."""
+    end1 = _sum_of_four(leaves, first) + 4.0 * floor
+    end2 = end1 + (_sum_of_four(leaves, first + 4) + 4.0 * floor)
+    return end1, end2, end2 + (_sum_of_four(leaves, first + 8) + 4.0 * floor)
+
+
+@inlined
+def _among_leaves(leaves: Float32s, first: int, floor: float, ends: tuple[float, float, float], position: float) -> int:
+    """Which of the sixteen leaves from ``first`` on lies under ``position``; else as ``_among_sums``.
+
+    First which of four quarters, whose ``ends`` are known, then which of four leaves.
+    """
+    end1, end2, end3 = ends
+    child = 4 * (int(position >= end1) + int(position >= end2) + int(position >= end3)) & NATURAL
+    inside, _ = _among_four(leaves, first + child, floor, position - _last_passed(position, end1, end2, end3))
+    return child + inside
+
+
+@inlined
+def _among_four(values: npt.NDArray[Any], first: int, floor: float, position: float) -> tuple[int, float]:
+    end1 = np.float64(values[first]) + floor
+    end2 = end1 + (np.float64(values[first + 1]) + floor)
+    end3 = end2 + (np.float64(values[first + 2]) + floor)
+    child = int(position >= end1) + int(position >= end2) + int(position >= end3)
+    return child, position - _last_passed(position, end1, end2, end3)
+
+
+@inlined
 def _last_passed(position: float, end1: float, end2: float, end3: float) -> float:
     """The largest of three ascending ends that ``position`` has reached, or 0."""
     passed = end1 if position >= end1 else 0.0
@@ -245,43 +309,48 @@ def _last_passed(position: float, end1: float, end2: float, end3: float) -> floa
 
 
 @compiled
-def mass_before(leaves: Float32s, sums: Float64s, starts: Int64s, size: int, floor: float, index: Int64s) -> Float64s:
+def mass_before(leaves: Float32s, sums: Float64s, floor: float, index: Int64s) -> Float64s:
     """The cumulative mass in front of each sample of ``index`` (B,). O(B log N)."""
     before = np.empty(index.size, np.float64)
     for position, sample in enumerate(index):
+        node = sample // LEAVES
         total = 0.0
-        for leaf in range(sample // FANOUT * FANOUT, sample):
+        for leaf in range(node * LEAVES, sample):
             total += leaves[leaf]
-        node = sample // FANOUT
-        for level in range(starts.size - 1):
-            for sibling in range(node // FANOUT * FANOUT, node):
-                total += sums[starts[level] + sibling]
-            node //= FANOUT
+        start, nodes = 0, leaves.size // LEAVES
+        while nodes > 1:
+            parent = node // SUMS
+            for sibling in range(parent * SUMS, node):
+                total += sums[start + sibling]
+            start += _whole_lines(nodes)
+            node, nodes = parent, -(-nodes // SUMS)
         before[position] = total + floor * sample
     return before
 
 
 @compiled
-def heavy(leaves: Float32s, sums: Float64s, starts: Int64s, size: int, floor: float, threshold: float) -> Int64s:
+def heavy(leaves: Float32s, sums: Float64s, size: int, floor: float, threshold: float) -> Int64s:
     """The samples of mass ``threshold`` or more, ascending.
 
     A node lighter than the threshold has no such sample below it and is not entered, so the cost is
     O((total / threshold) log N), whatever N is.
     """
     nodes = np.zeros(1, np.int64)
-    span = FANOUT
-    for _ in range(starts.size - 1):
-        span *= FANOUT
-    if sums[starts[-1]] + floor * size < threshold:
+    start, bits = sums.size - 1, LEAF_BITS
+    while size > 1 << bits:
+        bits += SUM_BITS
+    if sums[start] + floor * size < threshold:
         return nodes[:0]
-    for level in range(starts.size - 2, -2, -1):
-        span //= FANOUT
-        entered = np.empty(nodes.size * FANOUT, np.int64)
+    while bits > 0:
+        fan = SUMS if bits > LEAF_BITS else LEAVES
+        bits -= SUM_BITS if bits > LEAF_BITS else LEAF_BITS
+        start -= _whole_lines(((size - 1) >> bits) + 1)
+        entered = np.empty(nodes.size * fan, np.int64)
         count = 0
         for node in nodes:
-            for child in range(node * FANOUT, (node + 1) * FANOUT):
-                samples = max(min(size - child * span, span), 0)
-                value = sums[starts[level] + child] if level >= 0 else np.float64(leaves[child])
+            for child in range(node * fan, (node + 1) * fan):
+                samples = max(min(size - (child << bits), 1 << bits), 0)
+                value = sums[start + child] if bits > 0 else np.float64(leaves[child])
                 if samples > 0 and value + floor * samples >= threshold:
                     entered[count] = child
                     count += 1
@@ -289,101 +358,40 @@ def heavy(leaves: Float32s, sums: Float64s, starts: Int64s, size: int, floor: fl
     return nodes
 
 
-# --- what comes back --------------------------------------------------------------------------
+@released
+def shares(leaves: Float32s, floor: float, total: float, share: Float64s) -> None:
+    """Fill ``share`` (N,) with (priority + floor) / total. O(N), one pass of memory."""
+    for sample in range(share.size):
+        share[sample] = (leaves[sample] + floor) / total
 
 
-@compiled
-def stranger(index: Int64s, size: int) -> int:
-    """The first position where ``index`` (B,) is outside [0, size), or -1."""
-    for position in range(index.size):
-        if index[position] < 0 or index[position] >= size:
-            return position
-    return -1
+@released
+def fill(leaves: Float32s, priorities: npt.NDArray[Any]) -> None:
+    """Write ``priorities`` (N,) into the leaves; the sums are left as they were: ``rebuild`` them. O(N)."""
+    for sample in range(priorities.size):
+        leaves[sample] = _clamped(np.float64(priorities[sample]))
 
 
-@compiled
-def count_finite(values: Float64s) -> int:
-    """How many of ``values`` (B,) are neither NaN nor infinite."""
-    count = 0
-    for value in values:
-        count += int(np.isfinite(value))
-    return count
-
-
-@compiled
-def merge(
-    index: Int64s,
-    losses: Float64s,
-    steps: Int64s,
-    newest: Int32s,
-    merged_index: Int64s,
-    merged_loss: Float64s,
-    merged_step: Int64s,
-) -> tuple[int, int, int]:
-    """One loss for each sample: the mean of its finite ones. Returns ``(count, late, most)``.
-
-    Losses that are not finite are passed over, and so are those whose step is older than the
-    ``newest`` (N,) known of the sample (``late`` counts them). The results, in order of first appearance, are the first
-    ``count`` entries of ``merged_index``, ``merged_loss`` and ``merged_step``, (B,) each. O(B).
-
-    To find a sample again that came before, no table is needed: where ``newest`` holds its step, -1 or more, the number
-    of its entry stands for the time being, as -2 or less. In the end ``newest`` is as it was.
-
-    ``most`` is 0, or how often the sample came that came most often, if twice or more. A sum of two does not depend on
-    their order; one of three does, by its rounding.
-    """
-    former = np.empty(index.size, np.int32)
-    repeats = np.empty(index.size, np.int64)
-    count = 0
-    late = 0
-    most = 0
-    for report in range(index.size):
-        sample = index[report]
-        known = newest[sample]
-        entry = -2 - known
-        if not np.isfinite(losses[report]):
-            continue
-        if steps[report] < (known if entry < 0 else former[entry]):
-            late += 1
-        elif entry < 0:
-            merged_index[count] = sample
-            merged_loss[count] = losses[report]
-            merged_step[count] = steps[report]
-            former[count] = known
-            repeats[count] = 1
-            newest[sample] = -2 - count
-            count += 1
-        else:
-            if repeats[entry] == 1:
-                merged_loss[entry] *= SCALE
-            repeats[entry] += 1
-            most = max(most, repeats[entry])
-            merged_loss[entry] += losses[report] * SCALE
-            merged_step[entry] = max(merged_step[entry], steps[report])
-    for entry in range(count):
-        newest[merged_index[entry]] = former[entry]
-        if repeats[entry] > 1:
-            merged_loss[entry] = merged_loss[entry] / repeats[entry] / SCALE
-    return count, late, most
+# --- the leaves ---------------------------------------------------------------------------------
 
 
 @compiled
 def record(
     leaves: Float32s,
+    sums: Float64s,
     newest: Int32s,
     index: Int64s,
     steps: Int64s,
     priorities: Float64s,
     smoothing: float,
 ) -> int:
-    """Write the priorities of distinct samples into the leaves. Returns how many were new.
+    """Write the ``priorities`` (B,) and ``steps`` (B,) of distinct samples. Returns how many were new. O(B log N).
 
     ``smoothing`` is the share kept of a sample's old priority; a sample's first counts whole.
-    The sums above are left as they were: ``refresh`` them. O(B).
     """
     new = 0
     for report in range(index.size):
-        sample = index[report]
+        sample = index[report] & NATURAL
         value = priorities[report]
         if newest[sample] < 0:
             new += 1
@@ -391,75 +399,33 @@ def record(
             value = smoothing * leaves[sample] + (1.0 - smoothing) * value
         leaves[sample] = _clamped(value)
         newest[sample] = steps[report]
+    refresh(leaves, sums, index)
     return new
 
 
 @compiled
-def assign(leaves: Float32s, index: Int64s, priorities: Float64s) -> None:
-    """Write ``priorities`` (B,) into the leaves ``index`` (B,); the sums are left as they were."""
+def write(leaves: Float32s, sums: Float64s, index: Int64s, priorities: Float64s) -> None:
+    """Write ``priorities`` (B,) of the samples ``index`` (B,); of a sample given twice the last counts. O(B log N)."""
     for position in range(index.size):
-        leaves[index[position]] = _clamped(priorities[position])
+        leaves[index[position] & NATURAL] = _clamped(priorities[position])
+    refresh(leaves, sums, index)
 
 
-@compiled
+@inlined
 def _clamped(priority: float) -> float:
     """A positive priority inside float32's normal range; zero stays zero."""
-    if priority <= 0.0:
-        return 0.0
-    return min(max(priority, SMALLEST), LARGEST)
-
-
-# --- order and weight -------------------------------------------------------------------------
+    return min(max(priority, SMALLEST), LARGEST) if priority > 0.0 else 0.0
 
 
 @compiled
-def shuffle(uniforms: Float64s, index: Int64s, probability: Float64s) -> None:
-    """Permute ``index`` and ``probability`` together, in place (Fisher and Yates). O(B)."""
-    for last in range(index.size - 1, 0, -1):
-        other = int(uniforms[last] * (last + 1))
-        index[last], index[other] = index[other], index[last]
-        probability[last], probability[other] = probability[other], probability[last]
+def fade(
+    leaves: Float32s, sums: Float64s, newest: Int32s, index: Int64s, before: int, share: float, mean: float
+) -> None:
+    """Move a ``share`` of the way to ``mean`` those of the samples ``index`` (B,) not heard of since step ``before``.
 
-
-@compiled
-def permuted(keys: npt.NDArray[np.uint64], size: int, first: int, index: Int64s) -> None:
-    """Entries ``first, first + 1, ...`` of a permutation of ``range(size)`` named by ``keys`` (12,).
-
-    The permutation is computed, not stored: a bijection of the next power of two, 256 or more, made of
-    steps that can each be undone (add a key, multiply by an odd key, xor with the upper half), is
-    walked until it lands below ``size``, on average fewer than two times where ``size`` is above 128. O(B).
+    O(B log N).
     """
-    bits = MIXING_BITS
-    while (1 << bits) < size:
-        bits += 1
-    mask = np.uint64((1 << bits) - 1)
-    half = np.uint64((bits + 1) // 2)
-    for position in range(index.size):
-        value = np.uint64(first + position)
-        while True:
-            for mixing in range(MIXING_ROUNDS):
-                value = (value + keys[2 * mixing]) & mask
-                value ^= value >> half
-                value = (value * (keys[2 * mixing + 1] | np.uint64(1))) & mask
-            value ^= value >> half
-            if value < np.uint64(size):
-                break
-        index[position] = np.int64(value)
-
-
-@compiled
-def weigh(probability: Float64s, num_samples: int, beta: float, weight: Float32s) -> tuple[float, float, float]:
-    """Fill ``weight`` (B,) with (1 / (N p)) ** beta; return their sum, sum of squares and largest."""
-    total = 0.0
-    squares = 0.0
-    largest = 0.0
-    for draw in range(probability.size):
-        value = 1.0 / (num_samples * probability[draw])
-        if beta != 1.0:
-            value = value**beta
-        weight[draw] = value
-        value = np.float64(weight[draw])  # what is given out, so that weights of 1 add up to B exactly
-        total += value
-        squares += value * value
-        largest = max(largest, value)
-    return total, squares, largest
+    for sample in index:
+        if newest[sample] < before:
+            leaves[sample] = _clamped(leaves[sample] + share * (mean - leaves[sample]))
+    refresh(leaves, sums, index)

@@ -31,6 +31,7 @@ from sampler import checks
 Float64s = npt.NDArray[np.float64]
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
+Places = Int64s | npt.NDArray[np.bool_] | slice
 
 
 # What a state keeps of every sample in flight.
@@ -62,17 +63,37 @@ class Draw(NamedTuple):
 class Flight:
     """A draw on its way, and the losses that have come back for it."""
 
-    __slots__ = ("draw", "losses", "reported")
+    __slots__ = ("draw", "losses", "missing", "reported")
 
     def __init__(self, draw: Draw) -> None:
         self.draw = draw
         self.losses = np.zeros(draw.index.size, np.float64)
-        self.reported = np.zeros(draw.index.size, np.bool_)
+        self.open()
+
+    def open(self) -> None:
+        """None of its draws is reported."""
+        self.reported = np.zeros(self.draw.index.size, np.bool_)
+        self.missing = self.reported.size
+
+    def report(self, places: Places, losses: Float64s) -> None:
+        """The losses of the draws at the unreported ``places``."""
+        self.losses[places] = losses
+        self.reported[places] = True
+        self.missing -= losses.size
 
     @property
     def complete(self) -> bool:
         """Whether each of its B draws has been reported."""
-        return bool(self.reported.all())
+        return self.missing == 0
+
+
+class Match(NamedTuple):
+    """Where reports belong."""
+
+    flight: Flight
+    places: Places  # in the flight
+    which: Places  # of the reports
+    count: int  # type: ignore[assignment]  # hides tuple.count, on purpose
 
 
 class Ledger:
@@ -90,11 +111,11 @@ class Ledger:
         """Enter a draw that leaves the sampler."""
         self._flights[draw.step] = Flight(draw)
 
-    def match(self, index: Int64s, steps: Int64s, next_step: int) -> list[tuple[Flight, Int64s, Int64s]]:
-        """Where each report belongs: ``(flight, its places, which reports)``; changes nothing.
+    def match(self, index: Int64s, steps: Int64s, next_step: int) -> list[Match]:
+        """Where each report belongs; changes nothing.
 
-        Reports of steps that were complete before are left out. Raises ``ValueError`` for a step that
-        was not drawn yet and for a sample that was not in the draw of its step.
+        ``steps`` is (B,), or (1,) where all have the same. Reports of steps that were complete before are left out.
+        Raises ``ValueError`` for a step that was not drawn yet and for a sample that was not in the draw of its step.
         """
         if steps.size and steps.max() >= next_step:
             raise ValueError(
@@ -102,23 +123,26 @@ class Ledger:
                 f"{next_step - 1}); pass the step that came with the draw"
             )
         matched = []
-        for step in np.unique(steps):
+        same = (steps == steps[0]).all()  # nearly always, and then there is nothing to sort
+        for step in steps[:1] if same else np.unique(steps):
             flight = self._flights.get(int(step))
             if flight is not None:
-                which = np.flatnonzero(steps == step)
+                if same and flight.missing == index.size and np.array_equal(flight.draw.index, index):
+                    return [Match(flight, slice(None), slice(None), index.size)]  # as it mostly is
+                which = np.arange(index.size) if same else np.flatnonzero(steps == step)
                 places, known = _places(flight, index[which])
-                matched.append((flight, places, which[known]))
+                matched.append(Match(flight, places, which[known], places.size))
         return matched
 
-    def report(self, matched: list[tuple[Flight, Int64s, Int64s]], losses: Float64s) -> None:
+    def report(self, matched: list[Match], losses: Float64s) -> None:
         """Write the losses where ``match`` said they belong."""
-        for flight, places, which in matched:
-            flight.losses[places] = losses[which]
-            flight.reported[places] = True
+        for match in matched:
+            match.flight.report(match.places, losses[match.which])
 
     def due(self, next_step: int) -> Iterator[Flight]:
         """Take out the flights that the draw of ``next_step`` uses, in order, up to the first incomplete."""
-        for step in list(self._flights):
+        while self._flights:
+            step = next(iter(self._flights))
             if step > next_step - self.lag or not self._flights[step].complete:
                 return
             yield self._flights.pop(step)
@@ -129,7 +153,7 @@ class Ledger:
             if step > next_step - self.lag:
                 return None
             if not flight.complete:
-                return step, int(flight.reported.sum()), flight.reported.size
+                return step, flight.reported.size - flight.missing, flight.reported.size
         return None
 
     def rewind(self) -> None:
@@ -147,7 +171,7 @@ class Ledger:
 
     def handed_again(self) -> None:
         """The draw that ``again`` named has left; what was reported of it so far will be reported anew."""
-        self._flights[self._again.popleft()].reported[:] = False
+        self._flights[self._again.popleft()].open()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything in flight as plain arrays, one entry for each draw in flight or each of its samples."""
@@ -175,8 +199,7 @@ class Ledger:
         for step, end, size in zip(steps.tolist(), np.cumsum(sizes), sizes, strict=True):
             index, probability, weight, losses, reported = (column[end - size : end].copy() for column in columns)
             flights[step] = Flight(frozen(step, index, probability, weight))
-            flights[step].losses[:] = losses
-            flights[step].reported[:] = reported
+            flights[step].report(reported, losses[reported])
         self._flights = flights
         self.rewind()
 
@@ -191,9 +214,6 @@ def frozen(step: int, index: Int64s, probability: Float64s, weight: Float32s) ->
 def _places(flight: Flight, index: Int64s) -> tuple[Int64s, Int64s]:
     """The unreported places of ``flight`` that ``index`` fills, and which of ``index`` fill them."""
     drawn = flight.draw.index
-    if not flight.reported.any() and np.array_equal(drawn, index):
-        everything = np.arange(index.size)
-        return everything, everything
     strangers = np.flatnonzero(~np.isin(index, drawn))
     if strangers.size:
         raise ValueError(

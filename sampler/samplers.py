@@ -22,12 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sampler import checks, draws, kernels, priorities
-from sampler.base import DivergedError, Float32s, Float64s, Int64s, Sampler, logger
+from sampler import batches, checks, draws, kernels, priorities
+from sampler.base import DivergedError, Float32s, Float64s, Int64s, Learnt, Sampler, logger
+from sampler.bound import DrawBound
 from sampler.ledger import Draw
-from sampler.stores import PriorityStore, ProportionalStore
+from sampler.priorities import Priority, Remembering
+from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 
 __all__ = ["DivergedError", "Draw", "ImportanceSampler", "UniformSampler"]
+
+STORES: dict[str, Callable[..., PriorityStore]] = {"proportional": ProportionalStore, "ranked": RankedStore}
+PART = 2**17  # losses that are looked at together when all are known at the start: they stay in the cache
 
 
 class ImportanceSampler(Sampler):
@@ -39,16 +44,28 @@ class ImportanceSampler(Sampler):
 
     Args:
         num_samples: N ≥ 1, the samples of the data set.
-        priority: ``"loss"``, ``"sqrt"``, ``"bounded"`` (1 - e^-ℓ), or a function (B,) losses -> (B,) priorities.
+        priority: ``"loss"``, ``"sqrt"``, ``"bounded"`` (1 - e^-ℓ), ``"clipped"`` (at a quantile of the recent
+            losses), what :mod:`sampler.priorities` makes (``power(0.6)``, ``relative(reference)``), or a function (B,)
+            losses -> (B,) priorities.
         uniform_fraction: λ in [0, 1]. 0 draws by priority alone, 1 uniformly; no weight exceeds 1/λ.
         smoothing: in [0, 1), the share of a sample's old priority kept at an update; its first counts whole.
         scheme: ``"systematic"``, ``"multinomial"``, ``"stratified"`` or ``"without_replacement"``. In the batch that
             ends the first pass it rules the priority draws alone, so a sample of the pass can be among them again.
-        store: ``"proportional"``, or an object with the methods of ``PriorityStore``.
+        store: ``"proportional"``; ``"ranked"``, where P ∝ 1/rank^0.7 takes the place of q/Σq, up to N of about 1e6; or
+            an object with the methods of ``PriorityStore``, such as ``RankedStore(num_samples, alpha=0.5)``.
         beta: β in [0, 1], or a function of the step. 1 corrects fully, 0 not at all.
         first_pass: first every sample once, in shuffled order at weight 1, before priorities are used.
         initial_priority: ≥ 0, of a sample that has had no finite loss yet.
-        losses: (N,) known losses to start from; then there is no first pass.
+        losses: (N,) known losses to start from; then there is no first pass. About a second for N = 1e8.
+        keep_losses: keep the newest loss of every sample: ``losses()`` gives them, and ``set_priority`` can change the
+            priority later. 4 bytes more a sample.
+        forget: in [0, 1), how far a sample whose loss is older than a whole pass (N draws) is pulled toward the mean
+            priority, once in each pass: 0 not at all, near 1 almost all the way. A low priority that has become
+            wrong is so found out sooner than by the uniform share alone.
+        max_draws: a bound on the draws of a sample in an epoch (each N draws), 1 to 255. One that reaches it keeps the
+            uniform share of its probability alone until the epoch ends, at most λ further draws on average; p and
+            the weights are those of the draw, so nothing is biased. It is looked at between batches. 1 byte more a
+            sample, and about 0.1 µs a draw.
         feedback_lag: None: feedback counts as it comes. k ≥ 1: the draw of step n uses exactly the feedback of the
             steps up to n - k, and the same seed gives the same draws whatever the threads do.
         feedback_timeout: seconds a draw waits for feedback under a lag.
@@ -56,7 +73,7 @@ class ImportanceSampler(Sampler):
         ascending: give the draws of a batch in ascending order instead of shuffled.
         seed: fixes everything. None takes one from the operating system.
 
-    About 8.6 bytes a sample. ``draw`` and ``update`` may be called from different threads.
+    About 8.6 bytes a sample (``nbytes``). ``draw`` and ``update`` may be called from different threads.
 
     Raises ``ValueError`` or ``TypeError`` for arguments outside these ranges.
     """
@@ -65,7 +82,7 @@ class ImportanceSampler(Sampler):
         self,
         num_samples: int,
         *,
-        priority: str | priorities.Priority = "loss",
+        priority: str | Priority = "loss",
         uniform_fraction: float = 0.3,
         smoothing: float = 0.0,
         scheme: str = "systematic",
@@ -74,17 +91,22 @@ class ImportanceSampler(Sampler):
         first_pass: bool = True,
         initial_priority: float = 1.0,
         losses: npt.ArrayLike | None = None,
+        keep_losses: bool = False,
+        forget: float = 0.0,
+        max_draws: int | None = None,
         feedback_lag: int | None = None,
         feedback_timeout: float = 60.0,
         max_nonfinite_updates: int = 10,
         ascending: bool = False,
         seed: int | None = None,
     ) -> None:
-        self._priority = priorities.resolve(priority)
+        self._priority = priorities.resolve(priority, num_samples)
+        self._memory = _memory(self._priority)
         self.uniform_fraction = checks.number("uniform_fraction", uniform_fraction, 0.0, 1.0)
         self.smoothing = checks.number("smoothing", smoothing, 0.0, 1.0, top_open=True)
         self._scheme = draws.resolve(scheme)
         self._beta = beta if callable(beta) else checks.number("beta", beta, 0.0, 1.0)
+        self.forget = checks.number("forget", forget, 0.0, 1.0, top_open=True)
         first = checks.number("initial_priority", initial_priority, 0.0, np.inf, top_open=True)
         super().__init__(
             num_samples,
@@ -92,11 +114,15 @@ class ImportanceSampler(Sampler):
             feedback_timeout=feedback_timeout,
             max_nonfinite_updates=max_nonfinite_updates,
             seed=seed,
+            all_known=losses is not None,
         )
         self._ascending = ascending
-        self._store = _store(store, self._size, first)
+        self._store = _store(store, self._size, first if losses is None else 0.0)
+        self._losses = np.full(self._size, np.nan, np.float32) if keep_losses else None
+        self._bound = None if max_draws is None else DrawBound(self._size, max_draws, self.uniform_fraction)
+        self._faded = 0  # the sample from which on old priorities are pulled to the mean next
         if losses is not None:
-            self._start_from(checks.per_sample("losses", losses, self._size))
+            self._start_from(checks.numbers("losses", losses, self._size), first)
         if losses is not None or not first_pass:
             self._taken = self._size
         self._said_uniform = False
@@ -106,25 +132,33 @@ class ImportanceSampler(Sampler):
         beta = self._beta_now()
         if self._scheme is draws.without_replacement:  # say so at once, not when the first pass is over
             draws.check_distinct(count, self._size)
-        index = np.empty(count, np.int64)
-        probability = np.full(count, 1.0 / self._size)
+        if self._bound is not None:
+            self._bound.begin(self._store)
         left = min(count, self._size - self._taken)
-        if left < count:
-            index[left:], probability[left:] = self._by_priority(count - left)
-        weight = self._weigh(probability, beta)
-        if left:
+        if left == 0:
+            index, probability = self._by_priority(count)
+            weight = self._weigh(probability, beta)
+        else:
+            index, probability = np.empty(count, np.int64), np.full(count, 1.0 / self._size)
+            if left < count:
+                index[left:], probability[left:] = self._by_priority(count - left)
+            weight = self._weigh(probability, beta)
             self._from_pass(index[:left])
             weight[:left] = 1.0
+        if self._bound is not None:
+            self._bound.count(self._store, index)
         return index, probability, weight
 
     def _by_priority(self, count: int) -> draws.Drawn:
+        if self.forget:
+            self._fade(count)
         if self._store.total <= 0.0:
             self._say_uniform()
         index, probability = self._scheme(
             self._store, count, uniform_fraction=self.uniform_fraction, generator=self._generator
         )
         if not self._ascending:
-            kernels.shuffle(self._generator.random(count), index, probability)
+            batches.shuffle(self._generator.random(), index, probability)
         return index, probability
 
     def _beta_now(self) -> float:
@@ -137,39 +171,157 @@ class ImportanceSampler(Sampler):
             self._said_uniform = True
             logger.warning("all priorities are zero; draws are uniform until one is not")
 
-    def _start_from(self, losses: Float64s) -> None:
-        finite = np.isfinite(losses)
-        known = np.flatnonzero(finite)
-        if known.size < losses.size:
-            self._count_nonfinite(np.flatnonzero(~finite))
-        values = self._store.priorities()
-        values[known] = self._priorities_of(losses[known])
-        self._store.fill(values)
-        self._newest[known] = 0
-        self._counts["seen"] = int(known.size)
+    def _fade(self, count: int) -> None:
+        """Pull old priorities toward the mean: ``count`` samples are looked at, so that N draws look at all."""
+        first, left = self._faded, count
+        before = self._step - -(-self._size // count)
+        while left > 0:
+            last = min(first + left, self._size)
+            self._store.fade(self._newest, first, last, before, self.forget)
+            if self._bound is not None:
+                self._bound.keep_down(self._store, first, last)
+            left -= last - first
+            first = last % self._size
+        self._faded = first
 
-    def _priorities_of(self, losses: Float64s) -> Float64s:
-        return priorities.apply(self._priority, losses)
+    def _start_from(self, losses: npt.NDArray[Any], otherwise: float) -> None:
+        """Take known ``losses`` (N,); a sample whose loss is not finite gets the priority ``otherwise``."""
+        if self._memory is not None:  # the first priority knows all losses, as in ``set_priority``
+            for first in range(0, self._size, PART):
+                part = losses[first : first + PART].astype(np.float64)
+                self._memory.observe(part[np.isfinite(part)])
+        self._store.fill_parts(
+            self._start_part(np.arange(first, min(first + PART, self._size)), losses[first : first + PART], otherwise)
+            for first in range(0, self._size, PART)
+        )
+        unknown = np.flatnonzero(self._newest < 0)
+        self._counts["seen"] = self._size - unknown.size
+        if unknown.size:
+            self._count_nonfinite(unknown)
 
-    def _remember(self, index: Int64s, values: Float64s, steps: Int64s) -> int:
-        return self._store.record(self._newest, index, steps, values, self.smoothing)
+    def _start_part(self, index: Int64s, losses: npt.NDArray[Any], otherwise: float) -> Float64s:
+        """The priorities of the samples ``index``, which follow each other; what else their losses tell is learnt."""
+        losses = losses.astype(np.float64)
+        if batches.count_finite(losses) == losses.size:
+            priority = self._priorities_of(losses, index)
+        else:
+            finite = np.isfinite(losses)
+            self._newest[index[~finite]] = -1
+            index, losses = index[finite], losses[finite]
+            priority = np.full(finite.size, otherwise)
+            priority[finite] = self._priorities_of(losses, index)
+        self._keep(index, losses)
+        return priority
+
+    def _keep(self, index: Int64s, losses: Float64s) -> None:
+        if self._losses is not None:
+            self._losses[index] = np.clip(losses, -kernels.LARGEST, kernels.LARGEST)
+
+    def _priorities_of(self, losses: Float64s, index: Int64s) -> Float64s:
+        return priorities.apply(self._priority, losses, index, signed=self._store.signed)
+
+    def _remember(self, learnt: Learnt) -> int:
+        self._keep(learnt.index, learnt.losses)
+        if self._memory is not None:  # in an order that is not that of arrival, which may be chance
+            self._memory.observe(learnt.losses[np.argsort(learnt.index)])
+        if self._bound is not None:
+            self._bound.release(self._store, learnt.index)
+        new = self._store.record(self._newest, learnt.index, learnt.steps, learnt.priorities, self.smoothing)
+        if self._bound is not None:
+            self._bound.hold(self._store, learnt.index)
+        return new
 
     def probabilities(self) -> Float64s:  # noqa: D102
-        with self._changed:
+        with self._lock:
             return self._store.probabilities(self.uniform_fraction)
 
     def priorities(self) -> Float64s:  # noqa: D102
-        with self._changed:
-            return self._store.priorities()
+        with self._lock:
+            return self._priorities()
+
+    def _priorities(self) -> Float64s:
+        values = self._store.priorities()
+        return values if self._bound is None else self._bound.put_back(values)
+
+    def losses(self) -> Float32s:
+        """The newest finite loss of every sample, a copy: (N,) float32, NaN where there was none. O(N).
+
+        Raises ``ValueError`` without ``keep_losses=True``.
+        """
+        with self._lock:
+            return self._kept_losses().copy()
+
+    def set_priority(self, priority: str | Priority) -> None:
+        """Change the priority function, and derive every priority anew from the sample's newest loss. O(N).
+
+        The losses are kept, not the priorities turned back, so that no function is ever applied to what another has
+        made of a loss. What ``smoothing`` and ``forget`` had mixed into a priority is gone; a sample without a loss
+        keeps the priority it has. Raises ``ValueError`` without ``keep_losses=True`` and for losses that ``priority``
+        cannot take; nothing is changed then.
+        """
+        changed = priorities.resolve(priority, self._size)
+        with self._lock:
+            losses = self._kept_losses()
+            known = np.flatnonzero(np.isfinite(losses))
+            given = losses[known].astype(np.float64)
+            derived = priorities.apply(changed, given, known, signed=self._store.signed)
+            self._check_waiting(changed)
+            memory = _memory(changed)
+            if memory is not None:
+                memory.observe(given)
+                derived = priorities.apply(changed, given, known, signed=self._store.signed)
+            self._priority, self._memory = changed, memory
+            if self._bound is not None:
+                self._bound.release_all(self._store)
+            values = self._store.priorities()
+            values[known] = derived
+            self._store.fill(values)
+            if self._bound is not None:
+                self._bound.hold(self._store, np.arange(self._size))
+
+    def _check_waiting(self, priority: Priority) -> None:
+        """Refuse a ``priority`` that cannot take the losses that wait under a lag; a draw could not refuse them."""
+        if self._ledger is not None:
+            waiting = self._ledger.state_dict()
+            finite = waiting["reported"] & np.isfinite(waiting["losses"])
+            given, index = waiting["losses"][finite], waiting["index"][finite]
+            priorities.apply(priority, given, index, signed=self._store.signed)
+
+    def _kept_losses(self) -> Float32s:
+        if self._losses is None:
+            raise ValueError("the losses were not kept; make the sampler with keep_losses=True")
+        return self._losses
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in arrays, all told."""
+        parts: list[Any] = [self._store, self._newest, self._recent, self._losses, self._bound]
+        return sum(part.nbytes for part in parts if part is not None)
 
     def _mean_priority(self) -> float:
-        return self._store.total / self._size
+        return self._store.mean() + (0.0 if self._bound is None else self._bound.mean_held())
 
     def _own_state(self) -> dict[str, Any]:
-        return {"store": self._store.state_dict()}
+        return {
+            "store": self._store.state_dict(),
+            "priority": None if self._memory is None else self._memory.state_dict(),
+            "losses": None if self._losses is None else self._losses.copy(),
+            "bound": None if self._bound is None else self._bound.state_dict(),
+            "faded": self._faded,
+        }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
-        self._store.load_state_dict(state["store"])
+        if self._bound is None and state["bound"] is not None:
+            raise ValueError("samples are held down in it, and this sampler has no max_draws; make it with the same")
+        faded = checks.whole("faded", state["faded"], least=0, most=self._size - 1)
+        losses = self._losses if self._losses is None else checks.array("losses", state["losses"], self._losses)
+        parts: list[tuple[Any, dict[str, Any]]] = [(self._store, state["store"])]
+        if self._bound is not None:
+            parts.append((self._bound, state["bound"]))
+        if self._memory is not None:
+            parts.append((self._memory, state["priority"]))
+        _load_all(parts)
+        self._faded, self._losses = faded, losses
 
 
 class UniformSampler(Sampler):
@@ -219,9 +371,25 @@ class UniformSampler(Sampler):
 def _store(store: str | PriorityStore, size: int, initial_priority: float) -> PriorityStore:
     """The store that ``store`` names, or ``store`` itself where it is one of ``size`` samples."""
     if isinstance(store, str):
-        if store != "proportional":
-            raise ValueError(f"store must be 'proportional' or a PriorityStore, got {store!r}")
-        return ProportionalStore(size, initial_priority=initial_priority)
+        if store not in STORES:
+            raise ValueError(f"store must be one of {', '.join(map(repr, STORES))} or a PriorityStore, got {store!r}")
+        return STORES[store](size, initial_priority=initial_priority)
     if len(store) != size:
         raise ValueError(f"store must hold {size} samples, got one of {len(store)}")
     return store
+
+
+def _memory(priority: Priority) -> Remembering | None:
+    return priority if isinstance(priority, Remembering) else None
+
+
+def _load_all(parts: list[tuple[Any, dict[str, Any]]]) -> None:
+    """Load a state into each part, or into none where one refuses."""
+    before = [part.state_dict() for part, _ in parts[:-1]]  # the last can refuse without harm
+    for done, (part, state) in enumerate(parts):
+        try:
+            part.load_state_dict(state)
+        except Exception:
+            for (loaded, _), old in zip(parts[:done], before, strict=False):
+                loaded.load_state_dict(old)
+            raise

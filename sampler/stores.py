@@ -5,18 +5,23 @@
     store.set(np.array([2]), np.array([5.0]))
     store.find(np.array([0.0, 0.5, 0.99]))          # (array([0, 2, 3]), array([0.125, 0.625, 0.125]))
 
-A store knows nothing of losses, steps or weights. Samplers ask of it what ``PriorityStore`` lists, and any object
-that has these methods will do.
+A store knows nothing of losses or weights. Samplers ask of it what ``PriorityStore`` lists, and any object
+that has these methods will do. ``ProportionalStore`` draws in proportion to priority; ``RankedStore``
+(:mod:`sampler.ranked`) by the rank of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from sampler import checks, kernels
+from sampler import batches, checks, kernels
+from sampler.ranked import RankedStore
+
+__all__ = ["PriorityStore", "ProportionalStore", "RankedStore"]
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
@@ -28,22 +33,36 @@ NUDGES = 100  # offsets tried for distinct samples; the first nearly always does
 
 
 class PriorityStore(Protocol):
-    """What a sampler needs of a store. ``uniform_fraction`` is λ in p = (1-λ) q/Σq + λ/N."""
+    """What a sampler needs of a store. ``uniform_fraction`` is λ in p = (1-λ) P + λ/N."""
+
+    signed: bool  # whether priorities may be below zero
+    in_index_order: bool  # whether ``find`` gives ascending samples for ascending positions
 
     def __len__(self) -> int: ...
 
     @property
     def total(self) -> float: ...
 
-    def fill(self, priorities: Float64s) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+    def mean(self) -> float: ...
+
+    def fill(self, priorities: npt.ArrayLike) -> None: ...
+
+    def fill_parts(self, parts: Iterable[Float64s]) -> None: ...
 
     def set(self, index: Int64s, priorities: Float64s) -> None: ...
+
+    def get(self, index: Int64s) -> Float64s: ...
 
     def find(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
 
     def find_distinct(self, count: int, offset: float, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
 
     def record(self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float) -> int: ...
+
+    def fade(self, newest: Int32s, first: int, last: int, before: int, share: float) -> None: ...
 
     def priorities(self) -> Float64s: ...
 
@@ -65,15 +84,20 @@ class ProportionalStore:
     sums are float64 and recomputed from their parts, so they do not drift. A sample whose share of the sum is
     below float64's resolution (about 1e-16) has no chance worth the name.
 
-    About 4.5 bytes a sample. ``find`` and ``set`` cost O(B log N), ``priorities`` and ``probabilities`` O(N).
-    Not safe for threads by itself; the samplers lock.
+    About 4.6 bytes a sample. ``find`` and ``set`` cost O(B log N), ``priorities`` and ``probabilities`` O(N), in
+    one pass of memory. Not safe for threads by itself; the samplers lock.
     """
+
+    signed = False
+    in_index_order = True
 
     def __init__(self, num_samples: int, *, initial_priority: float = 1.0) -> None:
         self._size = checks.whole("num_samples", num_samples, least=1)
         checks.number("initial_priority", initial_priority, 0.0, np.inf, top_open=True)
-        self._leaves, self._sums, self._starts = kernels.allocate(num_samples)
-        self.fill(np.full(num_samples, initial_priority))
+        self._leaves, self._sums = kernels.allocate(num_samples)
+        if initial_priority > 0.0:
+            self._leaves[: self._size] = np.clip(initial_priority, kernels.SMALLEST, kernels.LARGEST)
+            self._rebuild()
 
     def __len__(self) -> int:
         return self._size
@@ -86,24 +110,40 @@ class ProportionalStore:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self._leaves.nbytes + self._sums.nbytes + self._starts.nbytes
+        return self._leaves.nbytes + self._sums.nbytes
+
+    def mean(self) -> float:
+        """The mean priority. O(1)."""
+        return self.total / self._size
 
     def fill(self, priorities: npt.ArrayLike) -> None:
-        """Replace all priorities, (N,) ≥ 0. O(N)."""
-        values = np.asarray(priorities)
-        leaves = self._leaves[: self._size]
-        np.clip(values, kernels.SMALLEST, kernels.LARGEST, out=leaves, casting="unsafe")
-        leaves[values <= 0.0] = 0.0
+        """Replace all priorities, (N,) ≥ 0; else an error and no change. O(N), three passes of memory."""
+        values = checks.numbers("priorities", priorities, self._size)
+        values = np.ascontiguousarray(values, np.float32 if values.dtype == np.float32 else np.float64)
+        if not batches.least(values) >= 0.0:
+            raise ValueError(f"priorities must be numbers ≥ 0, got {values[~(values >= 0.0)][0]}")
+        kernels.fill(self._leaves, values)
+        self._rebuild()
+
+    def fill_parts(self, parts: Iterable[Float64s]) -> None:
+        """As ``fill``, from checked priorities that come in parts, (N,) together: no array of all of them is needed."""
+        first = 0
+        for part in parts:
+            kernels.fill(self._leaves[first : first + part.size], part)
+            first += part.size
         self._rebuild()
 
     def set(self, index: Int64s, priorities: Float64s) -> None:
         """Give the samples ``index`` (B,) in [0, N) their ``priorities`` (B,) ≥ 0; else an error and no change."""
         index = checks.indices(index, self._size)
         priorities = checks.per_sample("priorities", priorities, index.size)
-        if not (priorities >= 0.0).all():
+        if not batches.least(priorities) >= 0.0:
             raise ValueError(f"priorities must be numbers ≥ 0, got {priorities[~(priorities >= 0.0)][0]}")
-        kernels.assign(self._leaves, index, priorities)
-        self._refresh(index)
+        kernels.write(self._leaves, self._sums, index, priorities)
+
+    def get(self, index: Int64s) -> Float64s:
+        """The priorities of the samples ``index`` (B,) in [0, N): (B,) float64."""
+        return self._leaves[checks.indices(index, self._size)].astype(np.float64)
 
     def record(self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float) -> int:
         """Learn priorities (B,) of distinct samples from feedback; returns how many were new.
@@ -112,22 +152,27 @@ class ProportionalStore:
         the share kept of the old priority, save for a sample whose ``newest`` (N,) is negative: its first counts
         whole. ``newest`` becomes ``steps`` (B,).
         """
-        new: int = kernels.record(self._leaves, newest, index, steps, priorities, smoothing)
-        self._refresh(index)
+        new: int = kernels.record(self._leaves, self._sums, newest, index, steps, priorities, smoothing)
         return new
+
+    def fade(self, newest: Int32s, first: int, last: int, before: int, share: float) -> None:
+        """Move stale samples among ``first`` to ``last - 1`` a ``share`` in [0, 1] of the way to the mean priority.
+
+        Stale are those whose ``newest`` step (N,) is older than ``before``. O(last - first).
+        """
+        window = np.arange(first, last)
+        kernels.fade(self._leaves, self._sums, newest, window, before, share, self.mean())
 
     def find(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
         """The samples under ``positions`` (B,) in [0, 1) of the cumulative p, and their p.
 
-        p = (1-λ) q/Σq + λ/N in index order. Returns ``index`` (B,) int64 and ``probability`` (B,) float64.
+        p = (1-λ) q/Σq + λ/N in index order. Returns ``index`` (B,) int64 and ``probability`` (B,) float64, which
+        takes the place of ``positions``: nothing but the result is allocated.
         """
         floor = self._floor(uniform_fraction)
         if floor is None:
             return self._find_uniform(positions)
-        total = self.total + floor * self._size
-        index, mass = self._search(positions * total, floor)
-        mass /= total
-        return index, mass
+        return self._search(positions, floor, self.total + floor * self._size)
 
     def find_distinct(self, count: int, offset: float, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
         """``count`` distinct samples, ascending, with inclusion probabilities π = min(1, c p), Σπ = count.
@@ -159,16 +204,14 @@ class ProportionalStore:
         floor = self._floor(uniform_fraction)
         if floor is None:
             return np.full(self._size, 1.0 / self._size)
-        values = self.priorities()
-        values += floor
-        values /= self.total + floor * self._size
+        values = np.empty(self._size, np.float64)
+        kernels.shares(self._leaves, floor, self.total + floor * self._size, values)
         return values
 
     def check(self) -> None:
         """Raise ``AssertionError`` unless every sum is that of its children. For tests; O(N)."""
-        leaves, sums, _ = kernels.allocate(self._size)
-        leaves[:] = self._leaves
-        kernels.rebuild(leaves, sums, self._starts)
+        sums = np.zeros_like(self._sums)
+        kernels.rebuild(self._leaves, sums)
         assert np.array_equal(sums, self._sums), "a sum is not that of its children"
         assert np.isfinite(self._sums).all(), "a sum is not finite"
         assert (self._leaves >= 0).all(), "a priority is not a number ≥ 0"
@@ -236,28 +279,25 @@ class ProportionalStore:
         # A certain sample is out of the tree, but its floor still lies there as a gap to be jumped over.
         gaps = self._before(certain, floor) - floor * np.arange(certain.size)
         positions += floor * np.searchsorted(gaps, positions, side="right")
-        rest, masses = self._search(positions, floor)
+        rest, masses = self._search(positions, floor, 1.0)
         index = np.concatenate([certain, rest])
         inclusion = np.concatenate([np.ones(certain.size), masses / mass * places])
         order = np.argsort(index, kind="stable")
         return index[order], np.minimum(inclusion[order], 1.0)
 
-    def _search(self, positions: Float64s, floor: float) -> tuple[Int64s, Float64s]:
+    def _search(self, positions: Float64s, floor: float, total: float) -> tuple[Int64s, Float64s]:
+        """The samples under ``positions``, shares of ``total``, and in their place the samples' own shares of it."""
         index = np.empty(positions.size, np.int64)
-        mass = np.empty(positions.size, np.float64)
-        kernels.find(self._leaves, self._sums, self._starts, self._size, floor, positions, index, mass)
-        return index, mass
+        kernels.find(self._leaves, self._sums, self._size, floor, total, positions, index)
+        return index, positions
 
     def _heavy(self, threshold: float, floor: float) -> Int64s:
-        found: Int64s = kernels.heavy(self._leaves, self._sums, self._starts, self._size, floor, threshold)
+        found: Int64s = kernels.heavy(self._leaves, self._sums, self._size, floor, threshold)
         return found
 
     def _before(self, index: Int64s, floor: float) -> Float64s:
-        before: Float64s = kernels.mass_before(self._leaves, self._sums, self._starts, self._size, floor, index)
+        before: Float64s = kernels.mass_before(self._leaves, self._sums, floor, index)
         return before
 
     def _rebuild(self) -> None:
-        kernels.rebuild(self._leaves, self._sums, self._starts)
-
-    def _refresh(self, index: Int64s) -> None:
-        kernels.refresh(self._leaves, self._sums, self._starts, index)
+        kernels.rebuild(self._leaves, self._sums)

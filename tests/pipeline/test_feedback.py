@@ -424,11 +424,11 @@ def test_sample_weights_may_have_a_last_axis_of_one(shape: tuple[int, ...]) -> N
 
 
 def test_training_learns() -> None:
-    """A hundred steps and more, with a lag."""
+    """Some three hundred steps, with a lag: enough for every seed that was tried, not for one by luck."""
     sampler = ImportanceSampler(N, seed=0, feedback_lag=4)
     model = CASES["functional"].compiled(rate=0.5)
     model.compile(keras.optimizers.Adam(0.1), LOGITS, metrics=["accuracy"], weighted_metrics=["accuracy"])
-    history = fit(model, importance_dataset((X, CLASSES), sampler, B), LossFeedback(model, sampler), epochs=30).history
+    history = fit(model, importance_dataset((X, CLASSES), sampler, B), LossFeedback(model, sampler), epochs=80).history
     assert history["loss"][-1] < 0.5 * history["loss"][0]
     assert cross_entropy(CLASSES, model(X).numpy()).mean() < 0.7
 

@@ -485,7 +485,7 @@ MOVING: dict[str, Callable[[], tf.data.Dataset]] = {
     "in flat_map": lambda: tf.data.Dataset.range(3).flat_map(lambda i: tf.data.Dataset.range(3).shuffle(3)),
     "in interleave": lambda: tf.data.Dataset.range(3).interleave(lambda i: tf.data.Dataset.range(3).shuffle(3)),
     "in parallel interleave": lambda: tf.data.Dataset.range(3).interleave(
-        lambda i: tf.data.Dataset.range(3).shuffle(3), num_parallel_calls=2
+        lambda i: tf.data.Dataset.range(3).shuffle(3), cycle_length=2, num_parallel_calls=2
     ),
     "reshuffled in flat_map": lambda: tf.data.Dataset.range(3).flat_map(
         lambda i: tf.data.Dataset.range(3).shuffle(3, seed=1)

@@ -2,7 +2,7 @@
 
 Each test here raises a false alarm with probability ``RATE`` at most, and with fixed seeds the same runs
 come out the same for ever: an alarm can only appear where the code or a seed is changed. There are some
-thirty such tests, and fewer than a hundred, so all together stay below 1e-6. For counts of single samples
+seventy such tests, and fewer than a hundred, so all together stay below 1e-6. For counts of single samples
 this is a theorem (Bernstein); for Pearson's statistic it holds as well as the chi-square distribution does.
 """
 

@@ -166,10 +166,12 @@ def test_losses_that_are_no_real_numbers(losses):
 
 def test_steps():
     assert checks.steps(None, 3) is None
-    for step in (7, np.int32(7), [7], [7, 7, 7], Tensor([7, 7, 7])):
-        result = checks.steps(step, 3)
-        assert result.dtype == np.int64
-        assert result.tolist() == [7, 7, 7]
+    for one in (7, np.int32(7), [7]):  # the same for all
+        assert checks.steps(one, 3).dtype == np.int64
+        assert checks.steps(one, 3).tolist() == [7]
+    for each in ([7, 8, 7], np.array([7, 8, 7], np.uint8), Tensor([7, 8, 7])):
+        assert checks.steps(each, 3).dtype == np.int64
+        assert checks.steps(each, 3).tolist() == [7, 8, 7]
 
 
 @pytest.mark.parametrize("step", [7.0, True, "7", [7.0, 7.0, 7.0], [None, 1, 2]])

@@ -17,86 +17,20 @@ import pytest
 
 from sampler import ImportanceSampler, UniformSampler
 
-from .states import Unchanged, same, same_draw
-
-SIZE = 40
-BATCH = 6
-STEPS = 40
-LAGS = [1, 2, 3, 5]
-
-OPTIONS = {
-    "as it comes": {},
-    "many duplicates": {
-        "uniform_fraction": 0.05,
-        "priority": lambda losses: losses**8,
-        "scheme": "multinomial",
-    },
-    "smoothed, stratified": {"smoothing": 0.5, "scheme": "stratified", "priority": "sqrt"},
-    "distinct": {"scheme": "without_replacement", "priority": "bounded"},
-    "no first pass": {"first_pass": False, "uniform_fraction": 0.0},
-}
-
-
-def feedback(draw) -> np.ndarray:
-    """The losses of a draw: other at each step and each place, some of them not finite."""
-    generator = np.random.default_rng([draw.step, *draw.index.tolist()])
-    losses = generator.exponential(size=draw.index.size) + 0.01
-    losses[generator.random(draw.index.size) < 0.05] = np.nan
-    return losses
-
-
-def a_sampler(name="as it comes", lag=2, seed=3, **options):
-    options = {"feedback_timeout": 20.0, **OPTIONS[name], **options}
-    return ImportanceSampler(SIZE, feedback_lag=lag, seed=seed, **options)
-
-
-def told_exactly(name, lag, steps=STEPS, seed=3):
-    """The reference: no lag, and feedback by hand."""
-    sampler = a_sampler(name, lag=None, seed=seed)
-    made = []
-    for step in range(steps):
-        if step >= lag:
-            draw, losses = made[step - lag], feedback(made[step - lag])
-            order = np.lexsort((losses, draw.index))  # the mean of several losses is taken from the least up
-            sampler.update(draw.index[order], losses[order], step=draw.step)
-        made.append(sampler.draw(BATCH))
-    return made
-
-
-def in_parts(draw, random_source):
-    """The feedback of a draw, cut into parts, each in an order of its own: ``(index, losses, step)``."""
-    losses = feedback(draw)
-    places = list(range(draw.index.size))
-    random_source.shuffle(places)
-    cuts = sorted(random_source.sample(range(1, len(places)), random_source.randrange(3)))
-    for begin, end in zip([0, *cuts], [*cuts, len(places)], strict=True):
-        part = places[begin:end]
-        step = draw.step if random_source.random() < 0.5 else np.full(len(part), draw.step)
-        yield draw.index[part], losses[part], step
-
-
-def run(sampler, steps, random_source, made=None, pending=None):
-    """Draw and feed back in a random order until ``steps`` draws are made; gives them, and the parts still to
-    come.
-
-    A draw is asked for without patience: where it may not be made yet, feedback goes on coming.
-    """
-    made, pending = [] if made is None else made, [] if pending is None else pending
-    while len(made) < steps or pending:
-        draw = sampler.poll(BATCH, seconds=0.0) if len(made) < steps and random_source.random() < 0.6 else None
-        if draw is not None:
-            made.append(draw)
-            pending.extend(in_parts(draw, random_source))
-        elif pending:
-            sampler.update(*pending.pop(random_source.randrange(len(pending))))
-    return made
-
-
-def assert_same_draws(one, other):
-    assert len(one) == len(other)
-    for left, right in zip(one, other, strict=True):
-        assert same_draw(left, right), f"step {left.step} differs"
-
+from .lagging import (
+    BATCH,
+    LAGS,
+    OPTIONS,
+    SIZE,
+    STEPS,
+    a_sampler,
+    assert_same_draws,
+    feedback,
+    in_parts,
+    run,
+    told_exactly,
+)
+from .states import Unchanged, same_draw
 
 # --- the same draws whatever happens
 
@@ -116,6 +50,22 @@ def test_the_script_is_worth_its_name():
     for lag in LAGS[1:]:
         one, other = told_exactly("as it comes", lag), told_exactly("as it comes", lag - 1)
         assert not all(map(same_draw, one, other))
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("by rank", {"store": "proportional"}),
+        ("bounded draws", {"max_draws": None}),
+        ("forgetting", {"forget": 0.0}),
+        ("clipped", {"priority": "sqrt"}),
+        ("all at once", {"max_draws": None}),
+        ("all at once", {"forget": 0.0}),
+    ],
+)
+def test_each_option_makes_a_difference_in_the_script(name, without):
+    one, other = told_exactly(name, 2), told_exactly(name, 2, **without)
+    assert not all(map(same_draw, one, other))
 
 
 @pytest.mark.parametrize("lag", LAGS)
@@ -291,7 +241,7 @@ def test_who_waits_is_woken(event):
             waits.set()
             return super().wait(timeout)
 
-    sampler._changed = Watched()
+    sampler._changed = Watched(sampler._lock)
     waiting = threading.Thread(target=lambda: made.append(sampler.poll(BATCH, seconds=3600.0)), daemon=True)
     waiting.start()
     assert waits.wait(60)
@@ -355,141 +305,3 @@ def test_feedback_for_what_was_not_drawn_is_refused():
         pytest.raises(ValueError, match=f"sample {stranger} was not in the draw of step 0"),
     ):
         sampler.update([draw.index[0], stranger], [1.0, 1.0], step=0)
-
-
-# --- kill and resume
-
-
-def unfed(state):
-    """The steps of a state that are not completely fed back."""
-    flights = state["in_flight"]
-    ends = np.cumsum(flights["size"])
-    parts = np.split(flights["reported"], ends[:-1]) if ends.size else []
-    return [int(step) for step, part in zip(flights["step"], parts, strict=True) if not part.all()]
-
-
-@pytest.mark.parametrize("name", ["as it comes", "many duplicates", "no first pass"])
-def test_killed_and_resumed_at_every_moment_of_a_run(name):
-    """After each draw and each part of feedback a new sampler takes over, and nobody sees a difference."""
-    steps, lag, source = 16, 3, random.Random(1)
-    expected = told_exactly(name, lag, steps)
-    sampler = a_sampler(name, lag)
-    made, pending, moments = 0, [], []
-    while made < steps or pending:
-        draw = sampler.poll(BATCH, seconds=0.0) if made < steps and source.random() < 0.6 else None
-        if draw is not None:
-            made += 1
-            pending.extend(in_parts(draw, source))
-        elif pending:
-            sampler.update(*pending.pop(source.randrange(len(pending))))
-        moments.append(sampler.state_dict())
-    assert sum(len(unfed(state)) > 1 for state in moments) > 5  # there was something to lose
-    for number, state in enumerate(moments):
-        resumed = a_sampler(name, lag, seed=1000 + number)
-        resumed.load_state_dict(state)
-        again = unfed(state)
-        draws = run(resumed, len(again) + steps - state["step"], random.Random(number))
-        assert [draw.step for draw in draws] == [*again, *range(state["step"], steps)]
-        assert_same_draws(draws, [expected[draw.step] for draw in draws])
-
-
-def test_killed_a_second_time_before_all_was_handed_out_again():
-    expected = told_exactly("as it comes", 4)
-    sampler = a_sampler(lag=4)
-    for step in range(10):
-        draw = sampler.draw(BATCH)
-        if step < 7:
-            sampler.update(draw.index, feedback(draw), step=draw.step)
-    for seed in (50, 51):
-        state = sampler.state_dict()
-        sampler = a_sampler(lag=4, seed=seed)
-        sampler.load_state_dict(state)
-        assert same_draw(sampler.draw(BATCH), expected[7])
-    source = random.Random(0)
-    pending = list(in_parts(expected[7], source))
-    assert_same_draws(run(sampler, 12, source, expected[:8], pending), expected[:12])
-
-
-def test_half_of_the_feedback_is_asked_for_anew():
-    sampler = a_sampler("no first pass", lag=1)
-    draw = sampler.draw(BATCH)
-    sampler.update(draw.index[:4], [100.0] * 4, step=0)  # lost: the model it came from is lost too
-    resumed = a_sampler("no first pass", lag=1, seed=77)
-    resumed.load_state_dict(sampler.state_dict())
-    assert same_draw(resumed.draw(BATCH), draw)
-    assert resumed.poll(BATCH, seconds=0.0) is None
-    resumed.update(draw.index, feedback(draw), step=0)
-    assert same_draw(resumed.draw(BATCH), told_exactly("no first pass", 1, 2)[1])
-
-
-def test_another_batch_size_cannot_take_over_what_is_in_flight():
-    sampler = a_sampler("no first pass", lag=2)
-    sampler.draw(BATCH)
-    resumed = a_sampler("no first pass", lag=2)
-    resumed.load_state_dict(sampler.state_dict())
-    with (
-        Unchanged(resumed),
-        pytest.raises(ValueError, match="in flight have 6 samples each, got batch_size=5; go on with 6"),
-    ):
-        resumed.draw(5)
-    assert resumed.draw(6).step == 0
-
-
-@pytest.mark.parametrize("lag", LAGS)
-def test_rewind_after_an_iteration_that_was_broken_off(lag):
-    """What was prefetched and not trained on goes out again, first and unchanged; the rest is as expected."""
-    expected = told_exactly("as it comes", lag)
-    for fed in range(0, 20, 3):
-        sampler = a_sampler(lag=lag)
-        made = []
-        while (draw := sampler.poll(BATCH, seconds=0.0)) is not None and len(made) < fed + lag:
-            made.append(draw)
-            if draw.step < fed:
-                sampler.update(draw.index, feedback(draw), step=draw.step)
-        made += [draw] if draw is not None else []
-        sampler.rewind()
-        again = run(sampler, STEPS - fed, random.Random(fed))
-        assert_same_draws(again, expected[fed:])
-        assert_same_draws(made, expected[: len(made)])
-
-
-def test_rewind_twice_and_in_the_middle():
-    sampler = a_sampler("no first pass", lag=4)
-    draws = [sampler.draw(BATCH) for _ in range(4)]
-    sampler.rewind()
-    assert same_draw(sampler.draw(BATCH), draws[0])
-    sampler.rewind()
-    sampler.update(draws[1].index, feedback(draws[1]), step=1)
-    assert [sampler.draw(BATCH).step for _ in range(3)] == [0, 2, 3]
-    assert sampler.poll(BATCH, seconds=0.0) is None
-
-
-def test_rewind_without_a_lag_does_nothing():
-    sampler = ImportanceSampler(SIZE, seed=0)
-    sampler.draw(BATCH)
-    with Unchanged(sampler):
-        sampler.rewind()
-    assert sampler.draw(BATCH).step == 1
-
-
-def test_a_draw_that_waits_takes_what_is_rewound_meanwhile():
-    sampler = a_sampler("no first pass", lag=1, feedback_timeout=60.0)
-    first = sampler.draw(BATCH)
-    made = []
-    waiting = threading.Thread(target=lambda: made.append(sampler.draw(BATCH)))
-    waiting.start()
-    sampler.rewind()
-    waiting.join(60)
-    assert same_draw(made[0], first)
-
-
-def test_a_state_taken_while_feedback_waits_says_so():
-    sampler = a_sampler("no first pass", lag=3)
-    draws = [sampler.draw(BATCH) for _ in range(3)]
-    sampler.update(draws[1].index, feedback(draws[1]), step=1)
-    state = sampler.state_dict()
-    assert unfed(state) == [0, 2]
-    other = a_sampler("no first pass", lag=3, seed=8)
-    other.load_state_dict(state)
-    assert same(other.state_dict(), state)
-    assert other.summary()["in_flight"] == 3

@@ -27,7 +27,7 @@ def report(ledger, index, losses, steps, next_step=9):
     index = np.asarray(index, np.int64)
     matched = ledger.match(index, np.broadcast_to(np.asarray(steps, np.int64), index.shape), next_step)
     ledger.report(matched, np.asarray(losses, float))
-    return sum(which.size for _, _, which in matched)
+    return sum(match.count for match in matched)
 
 
 def due(ledger, next_step):

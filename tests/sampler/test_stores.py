@@ -282,7 +282,8 @@ def test_the_checker_sees_what_is_wrong():
         (lambda store: store._leaves.__setitem__(3, 9.0), "sum"),
         (lambda store: store._sums.__setitem__(-1, 9.0), "sum"),
         (lambda store: store._leaves.__setitem__(-1, 9.0), "leaf past the last|sum"),
-        (lambda store: store.fill([np.nan] * 20), "finite|sum|number"),
+        (lambda store: store._leaves.__setitem__(slice(None), np.nan), "finite|sum|number"),
+        (lambda store: (store._leaves.__setitem__(-1, 9.0), store._rebuild()), "leaf past the last"),
     ]
     for spoil, words in faults:
         store = ProportionalStore(20)

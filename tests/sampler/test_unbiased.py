@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from sampler import ImportanceSampler, UniformSampler, kernels
+from sampler import ImportanceSampler, UniformSampler, batches
 
 from .slow_twin import SlowStore
 
@@ -190,7 +190,7 @@ def last_of_the_first_pass(monkeypatch, scheme, share, estimate):
     for first in choices:
         order = np.array([*first, *(set(range(SIZE)) - set(first))])
         monkeypatch.setattr(
-            kernels,
+            batches,
             "permuted",
             lambda keys, size, begin, index, order=order: np.copyto(index, order[begin : begin + index.size]),
         )

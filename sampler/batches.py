@@ -1,0 +1,211 @@
+"""The compiled loops over one batch: what comes back of it, in which order it goes out, and with which weights.
+
+As in :mod:`sampler.kernels`, arrays go in and come out, and the random numbers are an argument::
+
+    stranger, count_finite, least    what is wrong with a batch
+    merge, tally                     one loss for each sample; how often it was drawn
+    spaced, permuted                 positions at equal distances; a pass over all samples
+    shuffle, weigh                   the order of a batch, and its importance weights
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sampler.kernels import NATURAL, Float32s, Float64s, Int32s, Int64s, compiled, inlined
+
+UInt8s = npt.NDArray[np.uint8]
+
+SCALE = 2.0**-32  # of losses while they are added up, so that no sum of them overflows
+MIXING_ROUNDS = 6
+MIXING_BITS = 8  # at least; fewer mix too little: at N = 8 a quarter of the orders would never come
+
+
+@compiled
+def stranger(index: Int64s, size: int) -> int:
+    """The first position where ``index`` (B,) is outside [0, size), or -1."""
+    outside = 0
+    for position in range(index.size):  # without a way out in the middle, this is done several at a time
+        outside |= int(index[position] < 0) | int(index[position] >= size)
+    if outside:
+        for position in range(index.size):
+            if index[position] < 0 or index[position] >= size:
+                return position
+    return -1
+
+
+@compiled
+def count_finite(values: Float64s) -> int:
+    """How many of ``values`` (B,) are neither NaN nor infinite."""
+    count = 0
+    for value in values:
+        count += int(np.isfinite(value))
+    return count
+
+
+@compiled
+def least(values: Float64s) -> float:
+    """The smallest of ``values`` (B,); NaN where one is, and infinity where there are none."""
+    smallest = np.inf
+    strange = 0.0
+    for value in values:
+        smallest = min(smallest, value)
+        strange += value - value  # 0, or NaN for NaN and infinity
+    return smallest if strange == 0.0 else _least_of_strange(values)
+
+
+@inlined
+def _least_of_strange(values: Float64s) -> float:
+    smallest = np.inf
+    for value in values:
+        if np.isnan(value):
+            return np.nan
+        smallest = min(smallest, value)
+    return smallest
+
+
+@compiled
+def merge(
+    index: Int64s,
+    losses: Float64s,
+    steps: Int64s,
+    newest: Int32s,
+    merged_index: Int64s,
+    merged_loss: Float64s,
+    merged_step: Int64s,
+) -> tuple[int, int, int]:
+    """One loss for each sample: the mean of its finite ones. Returns ``(count, late, most)``.
+
+    ``steps`` is (B,), or (1,) where all have the same. Losses that are not finite are passed over, and so are those
+    whose step is older than the ``newest`` (N,) known of the sample (``late`` counts them). The results, in order of
+    first appearance, are the first ``count`` entries of ``merged_index``, ``merged_loss`` and ``merged_step``, (B,)
+    each. O(B).
+
+    To find a sample again that came before, no table is needed: where ``newest`` holds its step, -1 or more, the number
+    of its entry stands for the time being, as -2 or less. In the end ``newest`` is as it was.
+
+    ``most`` is 0, or how often the sample came that came most often, if twice or more. A sum of two does not depend on
+    their order; one of three does, by its rounding.
+    """
+    former = np.empty(index.size, np.int32)
+    repeats = np.empty(index.size, np.int32)
+    stride = 1 if steps.size > 1 else 0
+    count = 0
+    late = 0
+    most = 0
+    for report in range(index.size):
+        sample = index[report] & NATURAL
+        known = newest[sample]
+        entry = -2 - known
+        step = steps[report * stride]
+        if not np.isfinite(losses[report]):
+            continue
+        if step < (known if entry < 0 else former[entry]):
+            late += 1
+        elif entry < 0:
+            merged_index[count] = sample
+            merged_loss[count] = losses[report]
+            merged_step[count] = step
+            former[count] = known
+            repeats[count] = 1
+            newest[sample] = -2 - count
+            count += 1
+        else:
+            if repeats[entry] == 1:
+                merged_loss[entry] *= SCALE
+            repeats[entry] += 1
+            most = max(most, repeats[entry])
+            merged_loss[entry] += losses[report] * SCALE
+            merged_step[entry] = max(merged_step[entry], step)
+    for entry in range(count):
+        newest[merged_index[entry] & NATURAL] = former[entry]
+        if repeats[entry] > 1:
+            merged_loss[entry] = merged_loss[entry] / repeats[entry] / SCALE
+    return count, late, most
+
+
+@compiled
+def tally(counts: UInt8s, index: Int64s, most: int, reached: Int64s) -> int:
+    """Count the draws ``index`` (B,) of each sample in ``counts`` (N,), up to ``most``. O(B).
+
+    The samples that come to ``most`` here are the first entries of ``reached`` (B,); returns how many they are.
+    """
+    count = 0
+    for sample in index:
+        if counts[sample] < most:
+            counts[sample] += 1
+            if counts[sample] == most:
+                reached[count] = sample
+                count += 1
+    return count
+
+
+@compiled
+def spaced(count: int, offset: float) -> Float64s:
+    """``count`` positions at equal distances in [0, 1): (t + offset) / count."""
+    positions = np.empty(count, np.float64)
+    for draw in range(count):
+        positions[draw] = (draw + offset) / count
+    return positions
+
+
+@compiled
+def permuted(keys: npt.NDArray[np.uint64], size: int, first: int, index: Int64s) -> None:
+    """Entries ``first, first + 1, ...`` of a permutation of ``range(size)`` named by ``keys`` (12,).
+
+    The permutation is computed, not stored: a bijection of the next power of two, 256 or more, made of
+    steps that can each be undone (add a key, multiply by an odd key, xor with the upper half), is
+    walked until it lands below ``size``, on average fewer than two times where ``size`` is above 128. O(B).
+    """
+    bits = MIXING_BITS
+    while (1 << bits) < size:
+        bits += 1
+    mask = np.uint64((1 << bits) - 1)
+    half = np.uint64((bits + 1) // 2)
+    for position in range(index.size):
+        value = np.uint64(first + position)
+        while True:
+            for mixing in range(MIXING_ROUNDS):
+                value = (value + keys[2 * mixing]) & mask
+                value ^= value >> half
+                value = (value * (keys[2 * mixing + 1] | np.uint64(1))) & mask
+            value ^= value >> half
+            if value < np.uint64(size):
+                break
+        index[position] = np.int64(value)
+
+
+@compiled
+def shuffle(key: float, index: Int64s, probability: Float64s) -> None:
+    """Permute ``index`` and ``probability`` together, in place (Fisher and Yates), as ``key`` in [0, 1) says. O(B).
+
+    The 53 bits of ``key`` start splitmix64 (Steele, Lea & Flood, 2014, *Fast splittable pseudorandom number
+    generators*), which costs a tenth of a call for B uniforms. No place is likelier than another by more than B / 2^32.
+    """
+    state = np.uint64(key * 2.0**53)
+    for last in range(index.size - 1, 0, -1):
+        state += np.uint64(0x9E3779B97F4A7C15)
+        mixed = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        other = np.int64(((mixed >> np.uint64(32)) * np.uint64(last + 1)) >> np.uint64(32)) & NATURAL
+        index[last], index[other] = index[other], index[last]
+        probability[last], probability[other] = probability[other], probability[last]
+
+
+@compiled
+def weigh(probability: Float64s, num_samples: int, beta: float, weight: Float32s, told: Float64s) -> None:
+    """Fill ``weight`` (B,) with (1 / (N p)) ** beta, and ``told`` (4,) with B, their sum, squares' sum and largest."""
+    total = 0.0
+    squares = 0.0
+    largest = 0.0
+    for draw in range(probability.size):
+        value = 1.0 / (num_samples * probability[draw])
+        if beta != 1.0:
+            value = value**beta
+        weight[draw] = value
+        value = np.float64(weight[draw])  # what is given out, so that weights of 1 add up to B exactly
+        total += value
+        squares += value * value
+        largest = max(largest, value)
+    told[0], told[1], told[2], told[3] = probability.size, total, squares, largest

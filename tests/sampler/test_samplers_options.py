@@ -1,0 +1,55 @@
+"""The arguments of the samplers, checked in words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sampler import ImportanceSampler, ProportionalStore, UniformSampler
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),
+        ({"num_samples": -1}, ValueError, "num_samples must be at least 1"),
+        ({"num_samples": 5.0}, TypeError, "num_samples must be an integer"),
+        ({"num_samples": "5"}, TypeError, "num_samples must be an integer"),
+        ({"priority": "lose"}, ValueError, "priority must be one of 'loss'"),
+        ({"uniform_fraction": -0.1}, ValueError, r"uniform_fraction must be in \[0, 1\]"),
+        ({"uniform_fraction": 1.1}, ValueError, r"uniform_fraction must be in \[0, 1\]"),
+        ({"uniform_fraction": math.nan}, ValueError, "uniform_fraction must be in"),
+        ({"uniform_fraction": "0.3"}, TypeError, "uniform_fraction must be a number"),
+        ({"smoothing": 1.0}, ValueError, r"smoothing must be in \[0, 1\)"),
+        ({"smoothing": -0.1}, ValueError, "smoothing must be in"),
+        ({"scheme": "sytematic"}, ValueError, "scheme must be one of"),
+        ({"store": "rank"}, ValueError, "store must be"),
+        ({"store": ProportionalStore(4)}, ValueError, "store must hold 5 samples, got one of 4"),
+        ({"beta": 1.5}, ValueError, r"beta must be in \[0, 1\]"),
+        ({"beta": -1}, ValueError, "beta must be in"),
+        ({"initial_priority": -1.0}, ValueError, "initial_priority must be in"),
+        ({"initial_priority": math.inf}, ValueError, "initial_priority must be in"),
+        ({"losses": [1.0, 2.0]}, ValueError, "losses must have one number for each of 5 indices, got 2"),
+        ({"losses": [1.0, 2.0, -1.0, 0.0, 0.0]}, ValueError, "needs losses ≥ 0, got -1.0"),
+        ({"losses": 3.0}, ValueError, "losses must have one number for each"),
+        ({"feedback_lag": 0}, ValueError, "feedback_lag must be at least 1, got 0"),
+        ({"feedback_lag": 1.5}, TypeError, "feedback_lag must be an integer"),
+        ({"feedback_timeout": -1}, ValueError, "feedback_timeout must be in"),
+        ({"max_nonfinite_updates": 0}, ValueError, "max_nonfinite_updates must be at least 1"),
+    ],
+)  # fmt: skip
+def test_arguments_out_of_range(options, error, words):
+    with pytest.raises(error, match=words):
+        ImportanceSampler(**{"num_samples": 5, **options})
+    if options.keys() <= {"num_samples", "feedback_lag", "feedback_timeout", "max_nonfinite_updates"}:
+        with pytest.raises(error, match=words):
+            UniformSampler(**{"num_samples": 5, **options})
+
+
+@pytest.mark.parametrize("seed", [-1, "x", 0.5, True])
+def test_a_seed_that_is_none_is_refused_by_name(seed):
+    with pytest.raises((TypeError, ValueError), match="seed must be"):
+        ImportanceSampler(4, seed=seed)
