@@ -2,6 +2,7 @@
 # make test    run the tests
 # make check   lint, format and types
 # make bench   measure the sampler's throughput
+# make peers   install the priority stores of others under .peers, for make bench ARGS=--peers
 #
 # Each sets up .venv first, where that was not done yet: Python 3.11 to 3.13, make and a package index are
 # all that is needed. PYTHON names the interpreter.
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test check format bench clean
+.PHONY: train test check format bench peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.uniform_vs_importance $(ARGS)
@@ -30,6 +31,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.sampler_throughput $(ARGS)
+
+peers: $(INSTALLED)
+	$(BIN)/python -m benchmarks.peers.install $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

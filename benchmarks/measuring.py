@@ -3,7 +3,7 @@
     contestants = {"a": InProcess(a, losses), "b": InProcess(b, losses)}
     with one_core():
         steps = {name: warm_up(each, seconds=0.05) for name, each in contestants.items()}
-        times = take_rounds(contestants, steps, rounds=21, generator=rng)
+        times, lost = take_rounds(contestants, steps, rounds=21, generator=rng)
     times["a"].draw, times["a"].update           # (21,) µs each
     quartiles(times["a"].draw)                   # (median, lower, upper)
 
@@ -14,7 +14,9 @@ steps of its turn; what is reported is the median over the rounds and the quarti
 ratio is taken within each round, before the median.
 
 A *contestant* is anything with ``turn``. ``InProcess`` makes one of a system in this process; one
-that lives in another process only has to answer the same call.
+that lives in another process only has to answer the same call, as those of
+:mod:`benchmarks.peers.remote` do. One that can go on no longer raises ``Lost``; the others then
+go on without it.
 """
 
 from __future__ import annotations
@@ -42,6 +44,10 @@ WARMING = 8  # steps before anything is estimated
 LEAD_IN = 4  # a turn begins with untimed steps, one for every so many timed ones
 
 
+class Lost(Exception):
+    """A contestant cannot go on; the message says why."""
+
+
 class Contestant(Protocol):
     """Whatever can be measured."""
 
@@ -59,9 +65,11 @@ class InProcess:
 
     def turn(self, steps: int) -> tuple[float, float]:
         """Do ``steps`` steps; the mean µs of a draw and of an update."""
-        draw, update, clock = self._system.draw, self._system.update, time.perf_counter_ns
+        ready, draw, update = self._system.ready, self._system.draw, self._system.update
+        clock = time.perf_counter_ns
         drawing = updating = 0
         for losses in itertools.islice(self._losses, steps):
+            ready()
             start = clock()
             drawn = draw()
             between = clock()
@@ -116,18 +124,32 @@ def take_rounds(
     rounds: int,
     generator: np.random.Generator,
     after_round: Callable[[], None] = lambda: None,
-) -> dict[str, Times]:
-    """Every contestant's turn, once a round, in an order shuffled anew for each round."""
+) -> tuple[dict[str, Times], dict[str, str]]:
+    """Every contestant's turn, once a round, in an order shuffled anew for each round.
+
+    Gives the times of those that did all rounds, and why the others were lost.
+    """
     names = list(contestants)
     measured = {name: np.empty((2, rounds)) for name in names}
+    lost: dict[str, str] = {}
     with _no_collection():
         for number in range(rounds):
             for name in generator.permutation(names):
-                # The contestant before has filled the caches with its own data.
-                contestants[name].turn(-(-steps[name] // LEAD_IN))
-                measured[name][:, number] = contestants[name].turn(steps[name])
+                if name in lost:
+                    continue
+                try:
+                    # The contestant before has filled the caches with its own data.
+                    contestants[name].turn(-(-steps[name] // LEAD_IN))
+                    measured[name][:, number] = contestants[name].turn(steps[name])
+                except Lost as reason:
+                    lost[str(name)] = f"in round {number + 1}: {reason}"
             after_round()
-    return {name: Times(draw=draw, update=update, steps=steps[name]) for name, (draw, update) in measured.items()}
+    times = {
+        name: Times(draw=draw, update=update, steps=steps[name])
+        for name, (draw, update) in measured.items()
+        if name not in lost
+    }
+    return times, lost
 
 
 @contextmanager

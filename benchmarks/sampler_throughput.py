@@ -2,24 +2,33 @@
 
     python -m benchmarks.sampler_throughput             # a table, and JSON lines in benchmarks/results
     python -m benchmarks.sampler_throughput --quick     # in less than a minute
+    python -m benchmarks.sampler_throughput --peers     # with the priority stores of others (make peers)
     python -m benchmarks.sampler_throughput --sizes 50000 --batches 128 --output mine.jsonl
 
 A *point* is a number of samples N and a batch size B. At each point every system of
 :mod:`benchmarks.systems` starts from the same exponential priorities, is fed the same exponential
 losses, and is measured in turn with the others as :mod:`benchmarks.measuring` says. Variants of
-``ImportanceSampler`` (other draw schemes, a feedback lag) are measured at one point only.
+``ImportanceSampler`` (other draw schemes, a feedback lag) are measured at one point only. With ``--peers``
+the stores of :mod:`benchmarks.peers` have their turns among them, each in an interpreter of its own.
 
 A line of the output is one system at one point:
 
 ===========================================  ======================================================
 field                                        meaning
 ===========================================  ======================================================
-``system``, ``num_samples``, ``batch_size``  what was measured
+``system``, ``kind``                         what was measured; ``kernel``, ``public``, ``numpy`` or ``floor``
+``num_samples``, ``batch_size``              N and B
 ``draw_us``, ``update_us``, ``step_us``      µs per batch, median over the rounds; a step is a draw
                                              and its update
 ``draw_quartiles_us``, ...                   the lower and upper quartile of the same
+``step_rounds_us``                           the step in each round, so that any ratio can be taken
+                                             inside the rounds
 ``step_over_choice_draw``                    this step over the draw of numpy's ``choice`` in the
                                              same round, median; null where that was skipped
+``bytes_per_sample``, ``build_s``            what it holds, null where that cannot be told; seconds to
+                                             build it, once imported and compiled
+``uniforms``                                 of a raw tree: the order of the uniforms given to it
+``versions``                                 of a peer: its packages
 ``repeats``, ``steps_per_repeat``            rounds, and the steps averaged in each
 ``machine``                                  processor, core, load, versions, date
 ``skipped``                                  why there are no figures: the system cannot be measured
@@ -31,42 +40,46 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import measuring, systems
-from benchmarks.measuring import Times
+from benchmarks import comparing, measuring, systems
+from benchmarks.comparing import Point, Row, fraction, short
+from benchmarks.measuring import Contestant, Lost, Times
+from benchmarks.peers import remote
+from benchmarks.peers.remote import Remotes
 
 LOSSES_MADE = 64  # batches of losses made beforehand, used over and over
 AT_REST = 0.5  # the load of a machine up to which nobody else computes much
 QUICK_ROUNDS, QUICK_SECONDS, QUICK_LARGEST = 5, 1.0, 1_000_000
-
-Row = dict[str, Any]
-Point = tuple[int, int]  # N, B
+LARGE, LARGE_ROUNDS = 100_000_000, 7  # N from which there are fewer rounds
 
 
 @dataclass(frozen=True)
 class Options:
     """Measure draw, update and step of samplers, in turn, on one core."""
 
-    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
     """Numbers of samples N."""
     batches: tuple[int, ...] = (32, 256, 4096)
     """Batch sizes B."""
     output: Path = Path("benchmarks/results/sampler_throughput.jsonl")
     """Where the JSON lines go; an older file is replaced."""
     rounds: int = 21
-    """How often each system has its turn at each point."""
+    """How often each system has its turn at each point; at most 7 times at N = 1e8 and above."""
     seconds: float = 8.0
     """Time to spend at each point, shared by the systems; a step a turn may take longer than that."""
+    peers: bool = False
+    """Measure the priority stores of others too, those that ``make peers`` could install."""
     quick: bool = False
     """At most 5 rounds, 1 second a point, and no N above 1e6."""
     one_core: bool = True
@@ -96,6 +109,10 @@ class Options:
             seconds=min(self.seconds, QUICK_SECONDS),
         )
 
+    def rounds_at(self, size: int) -> int:
+        """Fewer where a round takes long."""
+        return min(self.rounds, LARGE_ROUNDS) if size >= LARGE else self.rounds
+
     def points(self) -> list[Point]:
         """Every size with every batch size."""
         return [(size, batch) for size in self.sizes for batch in self.batches]
@@ -109,72 +126,130 @@ def measure(options: Options, advance: Callable[[str], None] = lambda what: None
 
     ``advance`` is called with the name of the point, after its preparation and after each round.
     """
-    with measuring.one_core() if options.one_core else nullcontext() as core:
+    with (
+        measuring.one_core() if options.one_core else nullcontext() as core,
+        Remotes(remote.PEERS if options.peers else {}) as remotes,
+    ):
         if options.one_core:
             # Without TensorFlow its system is skipped, by name; once it has run it keeps its threads.
             with suppress(ImportError, RuntimeError):
                 systems.tensorflow_on_one_thread()
         machine = measuring.machine(core)
-        rows = (measure_point(options, point, advance) for point in options.points())
-        return [{**row, "machine": machine} for point_rows in rows for row in point_rows]
+        sized = (measure_size(options, size, remotes, advance) for size in options.sizes)
+        return [{**row, "machine": machine} for rows in sized for row in rows]
 
 
-def measure_point(options: Options, point: Point, advance: Callable[[str], None]) -> list[Row]:
+def measure_size(options: Options, size: int, remotes: Remotes, advance: Callable[[str], None]) -> list[Row]:
+    """A row for each system at each batch size. The peers build once, from the same priorities."""
+    generator = np.random.default_rng([options.seed, size])
+    priorities = generator.standard_exponential(size) + np.finfo(np.float32).tiny  # a zero has no logarithm
+    if options.peers:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "priorities.npy"
+            np.save(path, priorities)
+            remotes.build(path, size)
+    return [
+        row for batch in options.batches for row in measure_point(options, (size, batch), priorities, remotes, advance)
+    ]
+
+
+def measure_point(
+    options: Options, point: Point, priorities: np.ndarray, remotes: Remotes, advance: Callable[[str], None]
+) -> list[Row]:
     """A row for each system at one point."""
     what = f"N={point[0]:,} B={point[1]}"
     generator = np.random.default_rng([options.seed, *point])
-    contestants, steps, skipped = prepare(options, point, generator)
+    prepared = prepare(options, point, priorities, remotes, generator)
     advance(what)
-    times = measuring.take_rounds(
-        contestants,
-        steps,
-        rounds=options.rounds,
+    times, lost = measuring.take_rounds(
+        prepared.contestants,
+        prepared.steps,
+        rounds=options.rounds_at(point[0]),
         generator=generator,
         after_round=lambda: advance(what),
     )
-    return [row(name, point, times, skipped) for name in systems.SYSTEMS if name in {**times, **skipped}]
+    for name, reason in lost.items():
+        remotes.lose(name, f"lost at {what}, {reason}")
+    skipped = {**prepared.skipped, **{name: f"lost {reason}" for name, reason in lost.items()}}
+    return [
+        row(name, kind, point, times, skipped, prepared.told.get(name, {}))
+        for name, kind in KINDS.items()
+        if name in times or name in skipped
+    ]
+
+
+KINDS = {
+    **{name: entry.kind for name, entry in systems.SYSTEMS.items()},
+    **{name: peer.kind for name, peer in remote.PEERS.items()},
+}
+
+
+@dataclass
+class Prepared:
+    """Contestants of one point, the steps of their turns, why others are skipped, and what is told of each."""
+
+    contestants: dict[str, Contestant] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    told: dict[str, Row] = field(default_factory=dict)
 
 
 def prepare(
-    options: Options, point: Point, generator: np.random.Generator
-) -> tuple[dict[str, measuring.InProcess], dict[str, int], dict[str, str]]:
-    """Build and warm up: the contestants, the steps of their turns, and why others are skipped."""
+    options: Options, point: Point, priorities: np.ndarray, remotes: Remotes, generator: np.random.Generator
+) -> Prepared:
+    """Build what lives here, make the peers ready, and warm all of them up."""
+    size, batch = point
     entries = {
         name: entry
         for name, entry in systems.SYSTEMS.items()
         if entry.everywhere or point == tuple(options.variants_at)
     }
+    away, skipped = remotes.prepare(batch, options.seed)
     lead_in = 1.0 + 1.0 / measuring.LEAD_IN
-    seconds = options.seconds / (options.rounds * len(entries) * lead_in)
-    priorities, losses = exponential(point, generator)
-    contestants, steps, skipped = {}, {}, {}
+    seconds = options.seconds / (options.rounds_at(size) * (len(entries) + len(away)) * lead_in)
+    prepared = Prepared(skipped=skipped)
+    losses = generator.standard_exponential((LOSSES_MADE, batch), np.float32) + np.finfo(np.float32).tiny
     for name, entry in entries.items():
+        if entry.up_to is not None and size > entry.up_to:
+            prepared.skipped[name] = f"not measured above N={entry.up_to:,}"
+            continue
         try:
-            system = entry.build(priorities, point[1], generator)
+            system, prepared.told[name] = build(entry, priorities, batch, generator)
             contestant = measuring.InProcess(system, losses)
-            steps[name] = measuring.warm_up(contestant, seconds)
-            contestants[name] = contestant
+            prepared.steps[name] = measuring.warm_up(contestant, seconds)
+            prepared.contestants[name] = contestant
         except Exception as error:
             if entry.ours:
                 raise
-            skipped[name] = f"{type(error).__name__}: {error}"
-    return contestants, steps, skipped
+            prepared.skipped[name] = f"{type(error).__name__}: {error}"
+    for name, worker in away.items():
+        try:
+            prepared.steps[name] = measuring.warm_up(worker, seconds)
+            prepared.contestants[name], prepared.told[name] = worker, dict(remotes.told[name])
+        except Lost as lost:
+            prepared.skipped[name] = str(lost)
+            remotes.lose(name, str(lost))
+    return prepared
 
 
-def exponential(point: Point, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Priorities (N,) float64 to start from and losses (64, B) float32 to feed, all positive."""
-    size, batch = point
-    losses = generator.standard_exponential((LOSSES_MADE, batch), np.float32)
-    least = np.finfo(np.float32).tiny  # a zero has no logarithm
-    return generator.standard_exponential(size) + least, losses + least
+def build(
+    entry: systems.Entry, priorities: np.ndarray, batch: int, generator: np.random.Generator
+) -> tuple[systems.System, Row]:
+    """Build a system of this process; seconds and bytes beside it."""
+    entry.build(np.ones(batch), batch, np.random.default_rng(0))  # imports and compiles
+    start = time.perf_counter()
+    system = entry.build(priorities, batch, generator)
+    seconds = time.perf_counter() - start
+    each = None if system.nbytes is None else round(system.nbytes / priorities.size, 2)
+    return system, {"bytes_per_sample": each, "build_s": round(seconds, 4)}
 
 
 # --- rows -------------------------------------------------------------------------------------
 
 
-def row(name: str, point: Point, times: Mapping[str, Times], skipped: Mapping[str, str]) -> Row:
+def row(name: str, kind: str, point: Point, times: Mapping[str, Times], skipped: Mapping[str, str], told: Row) -> Row:
     """One line of the output, the machine left out."""
-    where: Row = {"system": name, "num_samples": point[0], "batch_size": point[1]}
+    where: Row = {"system": name, "kind": kind, "num_samples": point[0], "batch_size": point[1]}
     if name in skipped:
         return {**where, "skipped": skipped[name]}
     own = times[name]
@@ -183,7 +258,9 @@ def row(name: str, point: Point, times: Mapping[str, Times], skipped: Mapping[st
         **columns("draw", own.draw),
         **columns("update", own.update),
         **columns("step", own.step),
+        "step_rounds_us": own.step.round(3).tolist(),
         "step_over_choice_draw": over_choice(own, times.get(systems.CHOICE)),
+        **{"bytes_per_sample": None, "build_s": None, **told},
         "repeats": own.draw.size,
         "steps_per_repeat": own.steps,
     }
@@ -244,43 +321,11 @@ def line(row: Row) -> str:
     )
 
 
-def short(value: float) -> str:
-    """Three digits, as far as they mean something."""
-    return f"{value:,.0f}" if value >= 100.0 else f"{value:.3g}"
-
-
-def fraction(ratio: float | None) -> str:
-    """A ratio below one as 1/x, so that the eye reads how many times faster."""
-    if ratio is None:
-        return "-"
-    return f"1/{short(1 / ratio)}" if ratio < 1.0 else short(ratio)
-
-
-def ratios(rows: Sequence[Row]) -> str:
-    """The step of ``ImportanceSampler`` over those of others, as a Markdown table for README.md.
-
-    Of numpy's ``choice`` the draw alone counts. Each ratio goes by way of that draw, with which both
-    sides were compared inside each round.
-    """
-    over = {(row["num_samples"], row["batch_size"], row["system"]): row.get("step_over_choice_draw") for row in rows}
-    others = [name for name, entry in systems.SYSTEMS.items() if entry.everywhere][1:]
-    titles = [f"{name}, draw alone" if name == systems.CHOICE else name for name in others]
-    lines = [f"| N | B | {' | '.join(titles)} |", "|--:|--:|" + "--:|" * len(others)]
-    for size, batch in dict.fromkeys(where[:2] for where in over):
-        own = over.get((size, batch, "ImportanceSampler"))
-        cells = []
-        for name in others:
-            other = 1.0 if name == systems.CHOICE else over.get((size, batch, name))
-            cells.append(fraction(own / other if own and other else None))
-        lines.append(f"| {size:,} | {batch:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 @contextmanager
 def progress(options: Options) -> Iterator[Callable[[str], None]]:
     """A bar with the time remaining; a plain line a point where stderr is no terminal."""
     console = Console(stderr=True)
-    total = len(options.points()) * (options.rounds + 1)
+    total = sum(options.rounds_at(size) + 1 for size, _ in options.points())
     if not console.is_terminal:
         yield plain_progress(len(options.points()))
         return
@@ -317,9 +362,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = measure(options, advance)
     write(rows, options.output)
     print(table(rows))
-    print(f"\nThe step of ImportanceSampler over that of others:\n\n{ratios(rows)}\n")
-    print(f"written to {options.output}")
+    print(comparing.report(rows))
+    print(f"\nwritten to {options.output}{plotted(rows, options.output.with_suffix('.png'))}")
     return 0
+
+
+def plotted(rows: Sequence[Row], path: Path) -> str:
+    """Draw the picture; what to say of it."""
+    try:
+        from benchmarks import plot
+    except ImportError as error:
+        return f"; not plotted ({error}; the extra plots has it)"
+    plot.draw(rows, path)
+    return f" and {path}"
 
 
 if __name__ == "__main__":

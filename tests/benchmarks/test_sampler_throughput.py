@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import measuring, sampler_throughput, systems
+from benchmarks import comparing, measuring, sampler_throughput, systems
 from benchmarks.sampler_throughput import Options, Row
 
 EVERYWHERE = [name for name, entry in systems.SYSTEMS.items() if entry.everywhere]
@@ -62,7 +62,10 @@ def test_row_has_its_fields(rows: list[Row], name: str) -> None:
         lower, upper = row[f"{what}_quartiles_us"]
         assert 0.0 < lower <= row[f"{what}_us"] <= upper
     assert row["step_over_choice_draw"] > 0.0
-    assert row["repeats"] == 2
+    assert row["kind"] in ("public", "kernel", "numpy", "floor")
+    assert len(row["step_rounds_us"]) == row["repeats"] == 2
+    assert row["build_s"] >= 0.0
+    assert row["bytes_per_sample"] is None or row["bytes_per_sample"] >= 4.0
     assert row["steps_per_repeat"] >= 1
 
 
@@ -107,7 +110,7 @@ def test_a_system_of_ours_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch
     def fail(*arguments: object) -> systems.System:
         raise ZeroDivisionError
 
-    broken = systems.Entry(fail, ours=True)
+    broken = systems.Entry(fail, "public", ours=True)
     monkeypatch.setattr(systems, "SYSTEMS", {"ImportanceSampler": broken})
     with pytest.raises(ZeroDivisionError):
         sampler_throughput.measure(TINY)
@@ -123,7 +126,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert [(row["batch_size"], row["system"]) for row in rows] == [
         (batch, name) for batch in (8, 16) for name in EVERYWHERE
     ]
-    assert [path.name for path in output.parent.iterdir()] == ["rows.jsonl"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["rows.jsonl", "rows.png"]
     captured = capsys.readouterr()
     assert "N = 1,000, B = 16" in captured.out
     assert all(name in captured.out for name in EVERYWHERE)
@@ -144,11 +147,14 @@ def test_quick_shortens() -> None:
     assert quick.rounds < Options().rounds
     assert quick.seconds < Options().seconds
     assert Options().shortened() == Options()
+    assert Options().rounds_at(10_000) == 21
+    assert Options().rounds_at(100_000_000) == 7
 
 
 def test_every_round_is_a_turn_of_each() -> None:
     contestants = {"a": Counted(), "b": Counted()}
-    times = measuring.take_rounds(contestants, {"a": 8, "b": 1}, rounds=3, generator=np.random.default_rng(0))
+    times, lost = measuring.take_rounds(contestants, {"a": 8, "b": 1}, rounds=3, generator=np.random.default_rng(0))
+    assert lost == {}
     # Each timed turn follows its untimed lead-in.
     assert contestants["a"].turns == [2, 8] * 3
     assert contestants["b"].turns == [1, 1] * 3
@@ -166,7 +172,7 @@ def test_the_ratio_is_taken_inside_each_round() -> None:
     own = measuring.Times(draw=slow, update=slow, steps=1)
     choice = measuring.Times(draw=8 * slow, update=slow, steps=1)
     assert sampler_throughput.over_choice(own, choice) == 0.25
-    assert sampler_throughput.fraction(0.25) == "1/4"
+    assert comparing.fraction(0.25) == "1/4"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such call on this system")
@@ -187,6 +193,7 @@ def test_what_was_learnt_is_drawn(name: str) -> None:
     system = systems.SYSTEMS[name].build(np.ones(50), 8, np.random.default_rng(0))
     held = []
     for _ in range(220):  # it is not met in the first 200 with a chance of 1e-14
+        system.ready()
         drawn = system.draw()
         index = np.asarray(getattr(drawn, "index", drawn))
         assert index.shape == (8,)
@@ -199,12 +206,14 @@ def test_ratios_name_what_is_missing(rows: list[Row]) -> None:
     cut = [
         {"system": row["system"], "num_samples": 1000, "batch_size": 8, "skipped": "not installed"}
         if row["system"] == "tf.random.categorical"
-        else {**row, "step_over_choice_draw": 0.5 if row["system"] == "ImportanceSampler" else 2.0}
+        else {
+            **row,
+            "step_rounds_us": [1.0, 10.0] if row["system"] == "ImportanceSampler" else [4.0, 40.0],
+            "step_over_choice_draw": 0.5,
+        }
         for row in rows
     ]
-    titles, _, cells = (
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in sampler_throughput.ratios(cut).splitlines()
-    )
+    titles, _, cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in comparing.ratios(cut).splitlines())
     table = dict(zip(titles, cells, strict=True))
     assert (table["N"], table["B"]) == ("1,000", "8")
     assert table[f"{systems.CHOICE}, draw alone"] == "1/2"
