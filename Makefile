@@ -1,5 +1,6 @@
 # make train   train uniform and importance sampling on two tasks, and compare them
 # make test    run the tests
+# make soak    run the long tests
 # make check   lint, format and types
 # make bench   measure the sampler's throughput
 # make peers   install the priority stores of others under .peers, for make bench ARGS=--peers
@@ -12,13 +13,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test check format bench peers clean
+.PHONY: train test soak check format bench peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.uniform_vs_importance $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -302,12 +302,7 @@ class Sampler:
         """The newest mean loss of each sample as a priority, and how many losses came late. Changes nothing."""
         size = index.size
         samples, means, stamps = np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64)
-        count, late, most = batches.merge(index, losses, steps, self._newest, samples, means, stamps)
-        if most > 2 and self._ledger is not None:
-            # A mean of three rounds by their order, which may be that of arrival: it is made always the same.
-            order = np.lexsort((losses, index))
-            given = index[order], losses[order], steps[order] if steps.size > 1 else steps
-            count, late, _ = batches.merge(*given, self._newest, samples, means, stamps)
+        count, late = batches.merge(index, losses, steps, self._newest, samples, means, stamps)
         samples, means = samples[:count], means[:count]
         return Learnt(samples, means, self._priorities_of(means, samples), stamps[:count], late)
 

@@ -74,8 +74,8 @@ def merge(
     merged_index: Int64s,
     merged_loss: Float64s,
     merged_step: Int64s,
-) -> tuple[int, int, int]:
-    """One loss for each sample: the mean of its finite ones. Returns ``(count, late, most)``.
+) -> tuple[int, int]:
+    """One loss for each sample: the mean of its finite ones. Returns ``(count, late)``.
 
     ``steps`` is (B,), or (1,) where all have the same. Losses that are not finite are passed over, and so are those
     whose step is older than the ``newest`` (N,) known of the sample (``late`` counts them). The results, in order of
@@ -85,8 +85,8 @@ def merge(
     To find a sample again that came before, no table is needed: where ``newest`` holds its step, -1 or more, the number
     of its entry stands for the time being, as -2 or less. In the end ``newest`` is as it was.
 
-    ``most`` is 0, or how often the sample came that came most often, if twice or more. A sum of two does not depend on
-    their order; one of three does, by its rounding.
+    The order of the reports makes no difference to a sample's mean, not even in its last bit: a sum of two
+    does not depend on their order, and where a sample came more often, its losses are added in ascending order.
     """
     former = np.empty(index.size, np.int32)
     repeats = np.empty(index.size, np.int32)
@@ -118,11 +118,44 @@ def merge(
             most = max(most, repeats[entry])
             merged_loss[entry] += losses[report] * SCALE
             merged_step[entry] = max(merged_step[entry], step)
+    if most > 2:
+        _add_ascending(index, losses, steps, newest, former, repeats, merged_loss[:count])
     for entry in range(count):
         newest[merged_index[entry] & NATURAL] = former[entry]
         if repeats[entry] > 1:
             merged_loss[entry] = merged_loss[entry] / repeats[entry] / SCALE
-    return count, late, most
+    return count, late
+
+
+@inlined
+def _add_ascending(
+    index: Int64s,
+    losses: Float64s,
+    steps: Int64s,
+    newest: Int32s,
+    former: Int32s,
+    repeats: Int32s,
+    merged_loss: Float64s,
+) -> None:
+    """Add up anew, in ascending order, the losses of the entries that came more than twice. O(B log B)."""
+    first = np.zeros(merged_loss.size + 1, np.int64)  # where the losses of an entry begin in ``together``
+    for entry in range(merged_loss.size):
+        first[entry + 1] = first[entry] + (repeats[entry] if repeats[entry] > 2 else 0)
+    together = np.empty(first[-1], np.float64)
+    filled = first.copy()
+    stride = 1 if steps.size > 1 else 0
+    for report in range(index.size):
+        entry = -2 - newest[index[report]]
+        if entry < 0 or repeats[entry] < 3 or steps[report * stride] < former[entry] or not np.isfinite(losses[report]):
+            continue
+        together[filled[entry]] = losses[report]
+        filled[entry] += 1
+    for entry in range(merged_loss.size):
+        if repeats[entry] > 2:
+            total = 0.0
+            for loss in np.sort(together[first[entry] : first[entry + 1]]):
+                total += loss * SCALE
+            merged_loss[entry] = total
 
 
 @compiled

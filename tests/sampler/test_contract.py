@@ -241,9 +241,9 @@ def shuffled_twins(option, store, seed, repeats):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("repeats", [1, 2, 5])
 def test_the_order_inside_an_update_does_not_matter(store, option, repeats):
-    """To the bit, also of what is remembered of the losses, where no sample is given more than twice."""
+    """To the bit, also of what is remembered of the losses, however often a sample is given."""
     for seed in range(5):
         one, other = shuffled_twins(option, store, seed, repeats)
         for sampler in (one, other):
@@ -255,10 +255,3 @@ def test_the_order_inside_an_update_does_not_matter(store, option, repeats):
                 for name in ("held", "priorities"):
                     state["bound"][name] = state["bound"][name][order]
         assert same(one, other)
-
-
-def test_of_three_losses_the_order_matters_by_a_rounding_at_most():
-    """A sum of three floats depends on their order. Only under a lag are they put in one (see test_lag.py)."""
-    for seed in range(20):
-        one, other = shuffled_twins("as it comes", "ranked", seed, 4)
-        np.testing.assert_allclose(one.priorities(), other.priorities(), rtol=1e-15)
