@@ -21,7 +21,8 @@ priority while searching: the uniform part of the sampling distribution belongs 
 stored in it. A node over ``c`` samples weighs ``sum + floor * c``.
 
 A whole batch is done at a time, level by level, so that the processor can fetch the lines
-of many samples at once instead of waiting for one after the other.
+of many samples at once instead of waiting for one after the other. What is done inside a line is in
+:mod:`sampler.lines`.
 
 All functions are compiled by numba on first use and cached on disk.
 
@@ -41,15 +42,14 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from sampler.lines import LEAF_BITS, LEAVES, LINE, SUM_BITS, SUMS, line_search, line_sum
+
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
-LINE = 64  # bytes in a line of the cache
-LEAF_BITS, SUM_BITS = 4, 3  # a line is 2**4 float32 or 2**3 float64
-LEAVES, SUMS = 2**LEAF_BITS, 2**SUM_BITS
 NEAR = 2**17  # so many leaves stay in a near cache, and nothing need be fetched ahead
 SMALLEST = float(np.finfo(np.float32).tiny)  # the smallest normal float32
 LARGEST = float(np.finfo(np.float32).max)
@@ -71,7 +71,7 @@ def released(function: Compiled) -> Compiled:
 
 
 def inlined(function: Compiled) -> Compiled:
-    """A part of a compiled loop, put into it: the compiler would make calls of them, which cost a sixth of the time."""
+    """A part of a compiled loop, put into it: left to itself the compiler may make a call of it."""
     return cast(Compiled, numba.njit(forceinline=True)(function))
 
 
@@ -111,13 +111,13 @@ def rebuild(leaves: Float32s, sums: Float64s) -> None:
     """Recompute every sum from the leaves. O(N), one pass of memory."""
     nodes = leaves.size // LEAVES
     for node in range(nodes):
-        sums[node] = _sum_of_leaves(leaves, node * LEAVES)
+        sums[node] = line_sum(leaves, node * LEAVES)
     below = 0  # where the level below begins
     while nodes > 1:
         start = below + _whole_lines(nodes)
         nodes = -(-nodes // SUMS)
         for node in range(nodes):
-            sums[start + node] = _sum_of_sums(sums, below + node * SUMS)
+            sums[start + node] = line_sum(sums, below + node * SUMS)
         below = start
 
 
@@ -133,7 +133,7 @@ def refresh(leaves: Float32s, sums: Float64s, index: Int64s) -> None:
         return
     for sample in index:
         node = (sample & NATURAL) >> LEAF_BITS
-        sums[node] = _sum_of_leaves(leaves, node * LEAVES)
+        sums[node] = line_sum(leaves, node * LEAVES)
     below, bits = 0, LEAF_BITS  # 2**bits samples are below a node
     while nodes > 1:
         start = (below + _whole_lines(nodes)) & NATURAL
@@ -141,34 +141,12 @@ def refresh(leaves: Float32s, sums: Float64s, index: Int64s) -> None:
         bits += SUM_BITS
         if nodes <= index.size:
             for node in range(nodes):
-                sums[start + node] = _sum_of_sums(sums, below + node * SUMS)
+                sums[start + node] = line_sum(sums, below + node * SUMS)
         else:
             for sample in index:
                 node = (sample & NATURAL) >> bits
-                sums[start + node] = _sum_of_sums(sums, below + node * SUMS)
+                sums[start + node] = line_sum(sums, below + node * SUMS)
         below = start
-
-
-@inlined
-def _sum_of_leaves(leaves: Float32s, first: int) -> float:
-    """Sum of the sixteen leaves from ``first`` on, in float64 and always in the same order."""
-    left = _sum_of_four(leaves, first) + _sum_of_four(leaves, first + 4)
-    total: float = left + (_sum_of_four(leaves, first + 8) + _sum_of_four(leaves, first + 12))
-    return total
-
-
-@inlined
-def _sum_of_sums(sums: Float64s, first: int) -> float:
-    """Sum of the eight sums from ``first`` on, always in the same order."""
-    total: float = _sum_of_four(sums, first) + _sum_of_four(sums, first + 4)
-    return total
-
-
-@inlined
-def _sum_of_four(values: npt.NDArray[Any], first: int) -> float:
-    left = np.float64(values[first]) + np.float64(values[first + 1])
-    total: float = left + (np.float64(values[first + 2]) + np.float64(values[first + 3]))
-    return total
 
 
 @compiled
@@ -188,14 +166,14 @@ def find(
     ``total`` = 1 both are masses. The whole mass is ``sums[-1] + floor * size``. A sample of mass zero is never
     found, however the sums were rounded.
 
-    The upper levels, those with no more nodes than positions, are not searched: the positions are laid
+    The upper levels, those with at least two positions for each node, are not searched: the positions are laid
     beside the nodes of the lowest of them in one pass. Where the tree is larger than the near caches, one number of
     each line is read in a loop of its own before a level is searched. These reads do not wait for each other, so the
     memory delivers them together, and the search finds them in the cache. Their sum is returned so that the compiler
     keeps them; it means nothing.
     """
     start, nodes, bits = 0, leaves.size // LEAVES, LEAF_BITS  # 2**bits samples are below a node of the level
-    while nodes > max(positions.size, 1):
+    while nodes > max(positions.size // 2, 1):
         start += _whole_lines(nodes)
         nodes = -(-nodes // SUMS)
         bits += SUM_BITS
@@ -209,18 +187,16 @@ def find(
             touched += _touch(sums, start, SUMS, index)
         for draw in range(positions.size):
             node = (index[draw] & NATURAL) * SUMS
-            child, left = _among_sums(sums, start + node, floor * (1 << bits), positions[draw])
-            past = node + child >= nodes  # rounding can carry a position past the last node
-            index[draw] = nodes - 1 if past else node + child
-            positions[draw] = np.inf if past else left
+            child, left = line_search(sums, start + node, floor * (1 << bits), positions[draw])
+            index[draw], positions[draw] = node + child, left
+            if node + child >= nodes:  # rounding can carry a position past the last node
+                index[draw], positions[draw] = nodes - 1, np.inf
     if far:
         touched += _touch(leaves, 0, LEAVES, index)
-    first, ends = -1, (0.0, 0.0, 0.0)
     for draw in range(positions.size):
-        if index[draw] * LEAVES != first:  # neighbours may share a line, and then its quarters
-            first = (index[draw] & NATURAL) * LEAVES
-            ends = _quarters(leaves, first, floor)
-        sample = min(first + _among_leaves(leaves, first, floor, ends, positions[draw]), size - 1)
+        line = (index[draw] & NATURAL) * LEAVES
+        child, _ = line_search(leaves, line, floor, positions[draw])
+        sample = min(line + child, size - 1)
         while leaves[sample] + floor <= 0.0 and sample > 0:  # and past the last sample with any mass
             sample -= 1
         index[draw] = sample
@@ -255,57 +231,6 @@ def _walk(
             after += sums[start + (node & NATURAL)] + floor
         index[draw] = node
         positions[draw] = position - before
-
-
-@inlined
-def _among_sums(sums: Float64s, first: int, floor: float, position: float) -> tuple[int, float]:
-    """Which of the eight sums from ``first`` on lies under ``position``, and what is left of it there.
-
-    Each is ``floor`` heavier than it stands there. First which half, then which of four, without a branch on the
-    data. All children count as full: what the last ones lack lies past every position.
-    """
-    half = _sum_of_four(sums, first) + 4.0 * floor
-    child = 4 if position >= half else 0
-    position -= half if position >= half else 0.0
-    inside, position = _among_four(sums, first + child, floor, position)
-    return child + inside, position
-
-
-@inlined
-def _quarters(leaves: Float32s, first: int, floor: float) -> tuple[float, float, float]:
-    """Where the first three quarters of the sixteen leaves from ``first`` on end."""
-    end1 = _sum_of_four(leaves, first) + 4.0 * floor
-    end2 = end1 + (_sum_of_four(leaves, first + 4) + 4.0 * floor)
-    return end1, end2, end2 + (_sum_of_four(leaves, first + 8) + 4.0 * floor)
-
-
-@inlined
-def _among_leaves(leaves: Float32s, first: int, floor: float, ends: tuple[float, float, float], position: float) -> int:
-    """Which of the sixteen leaves from ``first`` on lies under ``position``; else as ``_among_sums``.
-
-    First which of four quarters, whose ``ends`` are known, then which of four leaves.
-    """
-    end1, end2, end3 = ends
-    child = 4 * (int(position >= end1) + int(position >= end2) + int(position >= end3)) & NATURAL
-    inside, _ = _among_four(leaves, first + child, floor, position - _last_passed(position, end1, end2, end3))
-    return child + inside
-
-
-@inlined
-def _among_four(values: npt.NDArray[Any], first: int, floor: float, position: float) -> tuple[int, float]:
-    end1 = np.float64(values[first]) + floor
-    end2 = end1 + (np.float64(values[first + 1]) + floor)
-    end3 = end2 + (np.float64(values[first + 2]) + floor)
-    child = int(position >= end1) + int(position >= end2) + int(position >= end3)
-    return child, position - _last_passed(position, end1, end2, end3)
-
-
-@inlined
-def _last_passed(position: float, end1: float, end2: float, end3: float) -> float:
-    """The largest of three ascending ends that ``position`` has reached, or 0."""
-    passed = end1 if position >= end1 else 0.0
-    passed = end2 if position >= end2 else passed
-    return end3 if position >= end3 else passed
 
 
 @compiled
