@@ -15,6 +15,9 @@ the uniforms that a raw tree is given, which the clock leaves out; they are coun
 
 A line of the output: ``system``, ``kind``, ``num_samples``, ``batch_size``, ``instructions`` a step,
 ``last_level_misses`` a step (null without ``--cache-sim``), ``steps`` (K); or ``skipped`` and the reason.
+
+The simulated caches are empty when a count begins, so the misses are those of samples touched for the first time. Large
+batches have touched most of the memory after K steps; then 2K steps miss no more often than K, and null stands there.
 """
 
 from __future__ import annotations
@@ -201,10 +204,11 @@ def counted(name: str, point: tuple[int, int], counts: Sequence[Mapping[str, int
     """A row, of the counts of K steps, of 2K steps, and of what is made ready for K and for 2K."""
     each = {event: per_step(event, counts, steps) for event in counts[0]}
     misses = [each[event] for event in ("ILmr", "DLmr", "DLmw") if event in each]
+    told = bool(misses) and sum(misses) >= 0
     return {
         **where(name, point),
         "instructions": round(each["Ir"]),
-        "last_level_misses": round(sum(misses), 1) if misses else None,
+        "last_level_misses": round(sum(misses), 1) if told else None,
         "steps": steps,
     }
 

@@ -116,6 +116,13 @@ def test_a_step_is_the_difference_of_two_counts() -> None:
     assert "70" in instructions.table([made])
 
 
+def test_fewer_misses_in_twice_the_steps_are_not_told() -> None:
+    counts = [{"Ir": 100, "DLmr": misses} for misses in (40, 90, 0, 0)]
+    assert instructions.counted(systems.KERNELS, (1000, 8), counts, steps=5)["last_level_misses"] == 10.0
+    counts[1]["DLmr"] = 30  # the first steps met an empty cache
+    assert instructions.counted(systems.KERNELS, (1000, 8), counts, steps=5)["last_level_misses"] is None
+
+
 def test_without_valgrind_all_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
