@@ -64,8 +64,8 @@ def compiled(function: Compiled) -> Compiled:
 def released(function: Compiled) -> Compiled:
     """The same for a pass over all N samples: other threads may go on meanwhile.
 
-    What is done for a batch keeps the interpreter's lock. To give it away and take it back costs a tenth of a microsecond,
-    and where another thread computes in Python it may take CPython's switch interval, 5 ms, to come back.
+    What is done for a batch keeps the interpreter's lock. To give it away and take it back costs .1 µs a call, and
+    where another thread computes in Python it may take CPython's switch interval, 5 ms, to come back.
     """
     return cast(Compiled, numba.njit(cache=True, nogil=True)(function))
 
