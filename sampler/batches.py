@@ -231,7 +231,8 @@ def shuffle(key: float, index: Int64s, probability: Float64s) -> None:
     """Permute ``index`` and ``probability`` together, in place (Fisher and Yates), as ``key`` in [0, 1) says. O(B).
 
     The 53 bits of ``key`` start splitmix64 (Steele, Lea & Flood, 2014, *Fast splittable pseudorandom number
-    generators*), which costs a tenth of a call for B uniforms. No place is likelier than another by more than B / 2^32.
+    generators*), which spares a call for B uniforms, longer than the whole shuffle. No place is likelier than another
+    by more than B / 2^32.
     """
     state = np.uint64(key * 2.0**53)
     for last in range(index.size - 1, 0, -1):

@@ -4,7 +4,7 @@
     line_search(values, first, floor, position)     # which of them lies under a position, and what is left of it there
 
 Both are for compiled loops alone. They are written as vectors, in the language of the compiler below numba, because it
-makes no vectors of a sum whose order is given; so they take a quarter of the instructions. With four numbers a line
+makes no vectors of a sum whose order is given; so they take less than half the instructions. With four numbers a line
 instead of sixteen, and a floor of ½, the search for the position 9 in the line 3 1 4 6 goes::
 
     values                   3     1     4     6
