@@ -99,7 +99,8 @@ class Sampler:
         """The next batch: exactly ``batch_size`` ≥ 1 samples. O(B log N).
 
         With a ``feedback_lag`` it waits for the feedback it must know, at most ``feedback_timeout`` seconds
-        (then ``TimeoutError``). Raises ``TypeError`` or ``ValueError`` for a batch size that is none.
+        (then ``TimeoutError``). Raises ``TypeError`` or ``ValueError`` for a batch size that is none, and
+        ``OverflowError`` after 2^31 - 1 draws, as many as there are steps.
         """
         while True:
             draw = self.poll(batch_size, seconds=1.0)
@@ -118,6 +119,7 @@ class Sampler:
             again = self._hand_out_again(count)
             if again is not None:
                 return again
+            self._check_step()
             columns = self._choose(count)
             draw = frozen(self._step, *columns)
             self._step += 1
@@ -153,6 +155,13 @@ class Sampler:
 
     def _new_keys(self) -> npt.NDArray[np.uint64]:
         return self._generator.integers(0, 2**64, 2 * batches.MIXING_ROUNDS, dtype=np.uint64, endpoint=False)
+
+    def _check_step(self) -> None:
+        if self._step >= checks.LARGEST_STEP:
+            raise OverflowError(
+                f"{self._step} draws were made, and feedback could not name the step of another; go on with a new "
+                "sampler, which losses= starts from the losses known"
+            )
 
     def _hand_out_again(self, count: int) -> Draw | None:
         draw = None if self._ledger is None else self._ledger.again()
@@ -296,6 +305,7 @@ class Sampler:
             self._record(self._prepare(flight.draw.index, flight.losses, step))
 
     def _now(self) -> Int64s:
+        # At most LARGEST_STEP: one more than a draw or an update can name, and the largest that ``newest`` holds.
         return np.array([max(self._step, self._newest_step + 1)], np.int64)
 
     def _prepare(self, index: Int64s, losses: Float64s, steps: Int64s) -> Learnt:
@@ -439,14 +449,14 @@ class Sampler:
         """The attributes that ``state`` describes, each checked; changes nothing."""
         generator = np.random.default_rng()
         generator.bit_generator.state = state["generator"]
-        step = checks.whole("step", state["step"], least=0)
+        step = checks.whole("step", state["step"], least=0, most=checks.LARGEST_STEP)
         return {
             "_step": step,
             "_taken": checks.whole("taken", state["taken"], least=0, most=self._size),
             "_passes": checks.whole("passes", state["passes"], least=0),
             "_keys": checks.array("keys", state["keys"], self._keys),
             "_newest": checks.array("newest", state["newest"], self._newest, least=-1),
-            "_newest_step": checks.whole("newest_step", state["newest_step"], least=-1),
+            "_newest_step": checks.whole("newest_step", state["newest_step"], least=-1, most=checks.LARGEST_STEP - 1),
             "_counts": {name: checks.whole(name, state["counts"][name], least=0) for name in self._counts},
             "_nonfinite_updates": checks.whole("nonfinite_updates", state["nonfinite_updates"], least=0),
             "_recent": checks.array("recent", state["recent"], self._recent),

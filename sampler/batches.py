@@ -84,7 +84,8 @@ def merge(
     each. O(B).
 
     To find a sample again that came before, no table is needed: where ``newest`` holds its step, -1 or more, the number
-    of its entry stands for the time being, as -2 or less. In the end ``newest`` is as it was.
+    of its entry stands for the time being, as -2 or less. In the end ``newest`` is as it was. A number that names no
+    entry, which nothing here writes, counts as a step: whatever ``newest`` holds, no memory but the arrays' is touched.
 
     The order of the reports makes no difference to a sample's mean, not even in its last bit: a sum of two
     does not depend on their order, and where a sample came more often, its losses are added in ascending order.
@@ -98,13 +99,14 @@ def merge(
     for report in range(index.size):
         sample = index[report] & NATURAL
         known = newest[sample]
-        entry = -2 - known
+        entry = np.int64(-2) - known
+        entered = 0 <= entry < count
         step = steps[report * stride]
         if not np.isfinite(losses[report]):
             continue
-        if step < (known if entry < 0 else former[entry]):
+        if step < (former[entry] if entered else known):
             late += 1
-        elif entry < 0:
+        elif not entered:
             merged_index[count] = sample
             merged_loss[count] = losses[report]
             merged_step[count] = step
@@ -146,8 +148,10 @@ def _add_ascending(
     filled = first.copy()
     stride = 1 if steps.size > 1 else 0
     for report in range(index.size):
-        entry = -2 - newest[index[report]]
-        if entry < 0 or repeats[entry] < 3 or steps[report * stride] < former[entry] or not np.isfinite(losses[report]):
+        entry = np.int64(-2) - newest[index[report]]
+        if not 0 <= entry < merged_loss.size or repeats[entry] < 3:
+            continue
+        if steps[report * stride] < former[entry] or not np.isfinite(losses[report]):
             continue
         together[filled[entry]] = losses[report]
         filled[entry] += 1

@@ -20,7 +20,7 @@ from sampler import batches
 Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 
-LARGEST_STEP = int(np.iinfo(np.int32).max)  # a sample's newest step is kept in four bytes
+LARGEST_STEP = int(np.iinfo(np.int32).max)  # steps are below it; a sample's newest step is kept in four bytes
 
 
 def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
@@ -119,4 +119,7 @@ def array(name: str, value: npt.ArrayLike, like: npt.NDArray[Any], *, least: flo
         raise TypeError(f"{name} must be {like.dtype}, got {given.dtype}")
     if least is not None and (given < least).any():
         raise ValueError(f"{name} must be at least {least}, got {given.min()}")
-    return np.array(given, like.dtype)
+    result = np.array(given, like.dtype)
+    if like.dtype.kind in "iu" and (changed := result != given).any():  # a cast of integers wraps without a word
+        raise ValueError(f"{name} must be in the range of {like.dtype}, got {given[changed][0]}")
+    return result

@@ -209,3 +209,5 @@ def test_an_array_of_a_state_that_does_not_fit():
         checks.array("newest", np.zeros(1, np.int32), np.zeros(3, np.int32))
     with pytest.raises(TypeError, match="newest must be int32, got float64"):
         checks.array("newest", np.zeros(3), np.zeros(3, np.int32))
+    with pytest.raises(ValueError, match="newest must be in the range of int32, got 2147483648"):
+        checks.array("newest", np.array([1, 2**31, 5]), np.zeros(3, np.int32))

@@ -123,6 +123,8 @@ def test_a_state_with_an_array_of_another_shape_or_kind(make):
             for wrong in (value[:-1], value[None], value.ravel()[0], value.astype(str), None, value + 0.5j):
                 refused(other, {**state, name: wrong}, "damaged")
     refused(other, {**state, "newest": state["newest"] - 10}, "damaged .*newest must be at least -1")
+    beyond = state["newest"].astype(np.int64) + 2**32  # which a cast would make what it was
+    refused(other, {**state, "newest": beyond}, "damaged .*newest must be in the range of int32, got 4294967")
     if "store" in state:
         values = state["store"]["priorities"]
         negative = values * np.nan if sampler._store.signed else -values - 1
@@ -145,10 +147,12 @@ def test_a_state_with_an_array_of_another_shape_or_kind(make):
         ("step", -1),
         ("step", 1.5),
         ("step", "3"),
+        ("step", 2**31),
         ("taken", 31),
         ("taken", -1),
         ("passes", -1),
         ("newest_step", -2),
+        ("newest_step", 2**31 - 1),
         ("nonfinite_updates", None),
         ("counts", None),
         ("counts", {"seen": -1, "updates": 0, "nonfinite": 0, "late": 0}),
@@ -161,6 +165,39 @@ def test_a_state_with_an_array_of_another_shape_or_kind(make):
 def test_a_state_with_a_number_that_cannot_be(make, name, value):
     sampler = make(30, seed=1)
     refused(sampler, {**sampler.state_dict(), name: value}, "damaged")
+
+
+LAST = 2**31 - 2  # the last step that feedback can name
+
+
+def test_the_last_step_there_is(make):
+    sampler = make(30, seed=1)
+    wander(sampler, np.random.default_rng(0), 9)
+    state = sampler.state_dict()
+    sampler.load_state_dict({**state, "step": LAST, "newest_step": LAST - 1, "in_flight": None})
+    draw = sampler.draw(4)
+    sampler.update(draw.index, losses_of(draw.index), step=draw.step)
+    sampler.update(draw.index[:1], losses_of(draw.index[:1]))  # and now is newer still
+    if sampler.feedback_lag is None:
+        assert sampler.state_dict()["newest"][draw.index].min() == LAST
+    assert sampler.state_dict()["newest"].max() == LAST + 1
+    with Unchanged(sampler), pytest.raises(OverflowError, match=r"2147483647 draws were made.*a new sampler.*losses="):
+        sampler.draw(4)
+    sampler.update(np.tile(draw.index, 2), losses_of(np.tile(draw.index, 2)))
+    assert sampler.state_dict()["newest"].min() >= -1
+    again = make(30, seed=2)
+    again.load_state_dict(sampler.state_dict())
+
+
+def test_what_is_in_flight_is_handed_out_again_even_after_the_last_step():
+    sampler = ImportanceSampler(30, feedback_lag=2, seed=1)
+    state = sampler.state_dict()
+    sampler.load_state_dict({**state, "step": LAST})
+    draw = sampler.draw(4)
+    sampler.rewind()
+    assert same_draw(sampler.draw(4), draw)
+    with Unchanged(sampler), pytest.raises(OverflowError, match="draws were made"):
+        sampler.draw(4)
 
 
 def test_a_state_with_a_draw_in_flight_of_samples_there_are_not():
