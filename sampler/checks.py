@@ -53,6 +53,15 @@ def number(name: str, value: Any, least: float, most: float, *, top_open: bool =
     return result
 
 
+def distinct(count: int, size: int) -> None:
+    """``ValueError`` where ``count`` distinct samples are more than the ``size`` there are."""
+    if count > size:
+        raise ValueError(
+            f"{count} samples cannot be drawn without replacement from {size}; ask for at most "
+            f"{size}, or choose another scheme"
+        )
+
+
 def indices(index: npt.ArrayLike, size: int) -> Int64s:
     """A copy of ``index`` as (B,) int64 in [0, size)."""
     given = np.asarray(index)

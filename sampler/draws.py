@@ -27,7 +27,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from sampler import batches
+from sampler import batches, checks
 from sampler.stores import PriorityStore
 
 Drawn = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
@@ -59,7 +59,7 @@ def without_replacement(
     store: PriorityStore, count: int, *, uniform_fraction: float, generator: np.random.Generator
 ) -> Drawn:
     """B distinct samples with exact inclusion probabilities π; the probability given is π / B."""
-    check_distinct(count, len(store))
+    checks.distinct(count, len(store))
     index, inclusion = store.find_distinct(count, generator.random(), uniform_fraction)
     return index, inclusion / count
 
@@ -70,15 +70,6 @@ def _ascending(store: PriorityStore, positions: npt.NDArray[np.float64], uniform
         return index, probability
     order = np.argsort(index, kind="stable")
     return index[order], probability[order]
-
-
-def check_distinct(count: int, size: int) -> None:
-    """``ValueError`` where ``count`` distinct samples are more than there are."""
-    if count > size:
-        raise ValueError(
-            f"{count} samples cannot be drawn without replacement from {size}; ask for at most "
-            f"{size}, or choose another scheme"
-        )
 
 
 NAMED: dict[str, Scheme] = {

@@ -53,6 +53,7 @@ Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 NEAR = 2**17  # so many leaves stay in a near cache, and nothing need be fetched ahead
 SMALLEST = float(np.finfo(np.float32).tiny)  # the smallest normal float32
 LARGEST = float(np.finfo(np.float32).max)
+CERTAIN = 1.0 - 1e-12  # from this π on a sample is taken for certain
 NATURAL = 2**62 - 1  # ``i & NATURAL`` is i: it shows the compiler that i ≥ 0, which spares it the wrapping of i < 0
 
 
@@ -234,9 +235,8 @@ def _walk(
 
 
 @compiled
-def mass_before(leaves: Float32s, sums: Float64s, floor: float, index: Int64s) -> Float64s:
-    """The cumulative mass in front of each sample of ``index`` (B,). O(B log N)."""
-    before = np.empty(index.size, np.float64)
+def mass_before(leaves: Float32s, sums: Float64s, floor: float, index: Int64s, before: Float64s) -> None:
+    """Fill ``before`` (B,) with the cumulative mass in front of each sample of ``index`` (B,). O(B log N)."""
     for position, sample in enumerate(index):
         node = sample // LEAVES
         total = 0.0
@@ -250,37 +250,149 @@ def mass_before(leaves: Float32s, sums: Float64s, floor: float, index: Int64s) -
             start += _whole_lines(nodes)
             node, nodes = parent, -(-nodes // SUMS)
         before[position] = total + floor * sample
-    return before
 
 
 @compiled
-def heavy(leaves: Float32s, sums: Float64s, size: int, floor: float, threshold: float) -> Int64s:
+def heavy(
+    leaves: Float32s, sums: Float64s, size: int, floor: float, threshold: float, nodes: Int64s, entered: Int64s
+) -> Int64s:
     """The samples of mass ``threshold`` or more, ascending.
 
     A node lighter than the threshold has no such sample below it and is not entered, so the cost is
-    O((total / threshold) log N), whatever N is.
+    O((total / threshold) log N), whatever N is. ``nodes`` and ``entered`` are room to work in, total / threshold
+    entries each, at least 1; the result is a part of one of them. What they have no room for is left out.
     """
-    nodes = np.zeros(1, np.int64)
     start, bits = sums.size - 1, LEAF_BITS
     while size > 1 << bits:
         bits += SUM_BITS
     if sums[start] + floor * size < threshold:
         return nodes[:0]
+    nodes[0] = 0
+    last = 1
     while bits > 0:
         fan = SUMS if bits > LEAF_BITS else LEAVES
         bits -= SUM_BITS if bits > LEAF_BITS else LEAF_BITS
         start -= _whole_lines(((size - 1) >> bits) + 1)
-        entered = np.empty(nodes.size * fan, np.int64)
         count = 0
-        for node in nodes:
+        for node in nodes[:last]:
             for child in range(node * fan, (node + 1) * fan):
                 samples = max(min(size - (child << bits), 1 << bits), 0)
                 value = sums[start + child] if bits > 0 else np.float64(leaves[child])
-                if samples > 0 and value + floor * samples >= threshold:
+                if samples > 0 and value + floor * samples >= threshold and count < entered.size:
                     entered[count] = child
                     count += 1
-        nodes = entered[:count].copy()
-    return nodes
+        nodes, entered, last = entered, nodes, count
+    return nodes[:last]
+
+
+@compiled
+def find_distinct(
+    leaves: Float32s, sums: Float64s, size: int, floor: float, offset: float, index: Int64s, inclusion: Float64s
+) -> int:
+    """Fill ``index`` (B,) with distinct samples, ascending, and ``inclusion`` (B,) with their π = min(1, c mass).
+
+    Returns B, or how many samples have any mass where they are fewer. The certain ones, π = 1, leave the tree, the rest
+    shares the places that remain, and so more may become certain. Then the rest is searched at equal distances from
+    ``offset`` in [0, 1) on. O(B log N).
+
+    In the end the tree is as it was. It is written here, not by the caller, because no signal to the interpreter can
+    stop a compiled loop half-way; and all memory is asked for before the first write, so that no lack of it can.
+    """
+    count = index.size
+    certain, held, before = np.empty(count, np.int64), np.empty(count, np.float32), np.empty(count, np.float64)
+    rest, spare = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
+    taken, mass = 0, 0.0
+    while taken < count:
+        mass = sums[-1] + floor * (size - taken)
+        if mass <= 0.0:
+            break
+        found = heavy(leaves, sums, size, floor, mass / (count - taken) * CERTAIN, rest, spare)
+        new = _without(found, certain[:taken], count - taken)
+        if new == 0:
+            break
+        _take(leaves, found[:new], certain, held, taken)
+        refresh(leaves, sums, found[:new])
+        taken += new
+    places = count - taken
+    if places > 0 and mass > 0.0:
+        mass_before(leaves, sums, floor, certain[:taken], before)
+        gap = 0
+        for draw in range(places):
+            position = (draw + offset) * (mass / places)
+            # A certain sample is out of the tree, but its floor still lies there as a gap to be jumped over.
+            while gap < taken and before[gap] - floor * gap <= position:
+                gap += 1
+            inclusion[draw] = position + floor * gap
+        find(leaves, sums, size, floor, 1.0, inclusion[:places], rest[:places])
+        _part(leaves, size, floor, certain[:taken], rest[:places])
+    first = 0  # of the certain ones that are left
+    for place in range(count if places == 0 or mass > 0.0 else 0):
+        draw = place - first
+        if first < taken and (draw == places or certain[first] < rest[draw]):
+            index[place], inclusion[place] = certain[first], 1.0
+            first += 1
+        else:
+            index[place] = rest[draw]
+            inclusion[place] = min((leaves[rest[draw]] + floor) / mass * places, 1.0)
+    for place in range(taken):
+        leaves[certain[place]] = held[place]
+    refresh(leaves, sums, certain[:taken])
+    return count if places == 0 or mass > 0.0 else taken
+
+
+@inlined
+def _without(found: Int64s, certain: Int64s, most: int) -> int:
+    """Move those of ``found`` that are not ``certain`` to its front, ``most`` of them, and count them; both ascend."""
+    kept, place = 0, 0
+    for sample in found:
+        while place < certain.size and certain[place] < sample:
+            place += 1
+        if kept < most and (place == certain.size or certain[place] > sample):
+            found[kept] = sample
+            kept += 1
+    return kept
+
+
+@inlined
+def _take(leaves: Float32s, found: Int64s, certain: Int64s, held: Float32s, taken: int) -> None:
+    """Take ``found`` out of the leaves and into the first ``taken`` of ``certain`` and ``held``, which ascend."""
+    old, new = taken - 1, found.size - 1
+    for place in range(taken + found.size - 1, -1, -1):  # from the end, where there is room
+        if new < 0 or (old >= 0 and certain[old] > found[new]):
+            certain[place], held[place] = certain[old], held[old]
+            old -= 1
+        else:
+            certain[place], held[place] = found[new], leaves[found[new]]
+            leaves[found[new]] = 0.0
+            new -= 1
+
+
+@inlined
+def _part(leaves: Float32s, size: int, floor: float, certain: Int64s, chosen: Int64s) -> None:
+    """Move what rounding put onto a sample chosen before, or onto a certain one, on to the next that is free.
+
+    ``chosen`` (B,) and ``certain`` ascend; at least B samples outside ``certain`` have a mass.
+    """
+    last, gap = -1, 0
+    for draw in range(chosen.size):
+        last = max(chosen[draw], last + 1)
+        while gap < certain.size and certain[gap] < last:
+            gap += 1
+        while last < size and ((gap < certain.size and certain[gap] == last) or leaves[last] + floor <= 0.0):
+            gap += 1 if gap < certain.size and certain[gap] == last else 0
+            last += 1
+        chosen[draw] = last
+    last, gap = size, certain.size - 1
+    for draw in range(chosen.size - 1, -1, -1):  # and what that carried past the end back again
+        if chosen[draw] < last:
+            break
+        last -= 1
+        while gap >= 0 and certain[gap] > last:
+            gap -= 1
+        while last > 0 and ((gap >= 0 and certain[gap] == last) or leaves[last] + floor <= 0.0):
+            gap -= 1 if gap >= 0 and certain[gap] == last else 0
+            last -= 1
+        chosen[draw] = last
 
 
 @released

@@ -162,6 +162,7 @@ class RankedStore:
         sampling, II*). Returns ``index`` (count,) and π (count,). Raises ``ValueError`` where fewer samples have a
         chance.
         """
+        checks.distinct(count, self._size)
         if self._is_uniform(uniform_fraction):
             return self._distinct_uniform(count, offset)
         possible = self._size if uniform_fraction > 0.0 else len(self._ranked)

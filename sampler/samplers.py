@@ -131,7 +131,7 @@ class ImportanceSampler(Sampler):
         """What is left of the first pass, then draws by priority."""
         beta = self._beta_now()
         if self._scheme is draws.without_replacement:  # say so at once, not when the first pass is over
-            draws.check_distinct(count, self._size)
+            checks.distinct(count, self._size)
         if self._bound is not None:
             self._bound.begin(self._store)
         left = min(count, self._size - self._taken)

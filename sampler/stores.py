@@ -29,9 +29,6 @@ Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
 
-NUDGES = 100  # offsets tried for distinct samples; the first nearly always does
-
-
 class PriorityStore(Protocol):
     """What a sampler needs of a store. ``uniform_fraction`` is λ in p = (1-λ) P + λ/N."""
 
@@ -179,21 +176,21 @@ class ProportionalStore:
 
         Samples with c p ≥ 1 are taken for certain; the rest is searched at equal distances of 1 along the
         cumulative π, from ``offset`` in [0, 1) on (Madow, 1949, *On the theory of systematic sampling,
-        II*). Returns ``index`` (count,) and π (count,). Raises ``ValueError`` where fewer samples have a chance.
+        II*). Returns ``index`` (count,) int64 and π (count,) float64. O(count log N). Raises ``ValueError`` where fewer
+        samples have a chance.
         """
+        checks.distinct(count, self._size)
         floor = self._floor(uniform_fraction)
         if floor is None:
             return self._distinct_uniform(count, offset)
-        certain, held = self._take_certain(count, floor)
-        try:
-            for nudge in range(NUDGES):
-                shifted = (offset + nudge * 1e-6) % 1.0
-                index, inclusion = self._with_rest(certain, count - certain.size, shifted, floor)
-                if not (np.diff(index) == 0).any():  # two positions round onto one sample about once in 1e15
-                    return index, inclusion
-            raise ArithmeticError(f"{count} distinct samples could not be told apart; the priorities lie too close")
-        finally:
-            self.set(certain, held)
+        index, inclusion = np.empty(count, np.int64), np.empty(count, np.float64)
+        possible = kernels.find_distinct(self._leaves, self._sums, self._size, floor, offset, index, inclusion)
+        if possible < count:
+            raise ValueError(
+                f"{count} distinct samples were asked for, but only {possible} have a priority "
+                "above 0; ask for fewer, or set uniform_fraction above 0"
+            )
+        return index, inclusion
 
     def priorities(self) -> Float64s:
         """All priorities, a copy: (N,) float64."""
@@ -244,60 +241,11 @@ class ProportionalStore:
         index = (np.arange(count, dtype=np.int64) * self._size + start) // count
         return index, np.full(count, count / self._size)
 
-    def _take_certain(self, count: int, floor: float) -> tuple[Int64s, Float64s]:
-        """Take the samples with c p ≥ 1 out of the tree; returns them, ascending, and their priorities.
-
-        What is certain leaves, the rest shares the places that remain, and so more may become certain.
-        """
-        certain, held = np.empty(0, np.int64), np.empty(0, np.float64)
-        while certain.size < count:
-            mass = self._rest_mass(certain, floor)
-            if mass <= 0.0:
-                self.set(certain, held)
-                raise ValueError(
-                    f"{count} distinct samples were asked for, but only {certain.size} have a priority "
-                    "above 0; ask for fewer, or set uniform_fraction above 0"
-                )
-            places = count - certain.size
-            found = self._heavy(mass / places * (1.0 - 1e-12), floor)
-            found = np.setdiff1d(found, certain, assume_unique=True)[:places]
-            if found.size == 0:
-                break
-            held = np.concatenate([held, self._leaves[found].astype(np.float64)])
-            certain = np.concatenate([certain, found])
-            self.set(found, np.zeros(found.size))
-        order = np.argsort(certain)
-        return certain[order], held[order]
-
-    def _rest_mass(self, certain: Int64s, floor: float) -> float:
-        return self.total + floor * (self._size - certain.size)
-
-    def _with_rest(self, certain: Int64s, places: int, offset: float, floor: float) -> tuple[Int64s, Float64s]:
-        """The certain samples and ``places`` of the rest, ascending, with their π."""
-        mass = self._rest_mass(certain, floor)
-        positions = (np.arange(places, dtype=np.float64) + offset) * (mass / max(places, 1))
-        # A certain sample is out of the tree, but its floor still lies there as a gap to be jumped over.
-        gaps = self._before(certain, floor) - floor * np.arange(certain.size)
-        positions += floor * np.searchsorted(gaps, positions, side="right")
-        rest, masses = self._search(positions, floor, 1.0)
-        index = np.concatenate([certain, rest])
-        inclusion = np.concatenate([np.ones(certain.size), masses / mass * places])
-        order = np.argsort(index, kind="stable")
-        return index[order], np.minimum(inclusion[order], 1.0)
-
     def _search(self, positions: Float64s, floor: float, total: float) -> tuple[Int64s, Float64s]:
         """The samples under ``positions``, shares of ``total``, and in their place the samples' own shares of it."""
         index = np.empty(positions.size, np.int64)
         kernels.find(self._leaves, self._sums, self._size, floor, total, positions, index)
         return index, positions
-
-    def _heavy(self, threshold: float, floor: float) -> Int64s:
-        found: Int64s = kernels.heavy(self._leaves, self._sums, self._size, floor, threshold)
-        return found
-
-    def _before(self, index: Int64s, floor: float) -> Float64s:
-        before: Float64s = kernels.mass_before(self._leaves, self._sums, floor, index)
-        return before
 
     def _rebuild(self) -> None:
         kernels.rebuild(self._leaves, self._sums)

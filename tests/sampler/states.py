@@ -1,10 +1,16 @@
-"""States compared deeply, and samplers run side by side."""
+"""States compared deeply, samplers run side by side, and calls that are interrupted."""
 
 from __future__ import annotations
 
 import copy
+import os
+import sys
 
 import numpy as np
+
+import sampler
+
+PACKAGE = os.path.dirname(sampler.__file__) + os.sep
 
 
 def same(one, other) -> bool:
@@ -35,3 +41,32 @@ class Unchanged:
 
     def __exit__(self, *_: object) -> None:
         assert same(self.before, self.sampler.state_dict()), "the state has changed"
+
+
+def interrupted(moment: int, call) -> bool:
+    """Interrupt ``call()`` as Ctrl-C does: before one bytecode of the package, the ``moment``-th from 0 on.
+
+    False where the call came to its end before.
+    """
+    left = moment
+
+    def trace(frame, event, _):
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False

@@ -158,7 +158,8 @@ def test_find_takes_shares_of_a_total_and_gives_shares(size, count):
 @pytest.mark.parametrize("size", [1, 16, 17, 257, 4097])
 def test_mass_before_is_the_cumulative_sum(size):
     priorities = np.random.default_rng(size).random(size).astype(np.float32)
-    before = kernels.mass_before(*tree(priorities), 0.25, np.arange(size))
+    before = np.empty(size)
+    kernels.mass_before(*tree(priorities), 0.25, np.arange(size), before)
     expected = np.cumsum(np.concatenate([[0.0], priorities[:-1].astype(np.float64) + 0.25]))
     np.testing.assert_allclose(before, expected, rtol=1e-13)
 
@@ -169,9 +170,30 @@ def test_heavy_finds_all_that_reach_the_threshold(size, floor):
     generator = np.random.default_rng(size)
     priorities = generator.pareto(1.0, size).astype(np.float32)
     for threshold in [*np.quantile(priorities, [0.0, 0.5, 0.99, 1.0]), 1e9]:
-        found = kernels.heavy(*tree(priorities), size, floor, threshold)
+        room = np.empty(size, np.int64), np.empty(size, np.int64)
+        found = kernels.heavy(*tree(priorities), size, floor, threshold, *room)
         expected = np.flatnonzero(priorities.astype(np.float64) + floor >= threshold)
         assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "certain", "expected"),
+    [
+        ([0, 3, 7], [2, 5], [0, 3, 7]),
+        ([0, 0, 0], [], [0, 1, 3]),  # sample 2 has no mass
+        ([1, 2, 5], [5, 6], [1, 3, 7]),
+        ([3, 3, 4], [3, 4], [5, 6, 7]),
+        ([7, 7, 7], [], [5, 6, 7]),
+        ([4, 5, 7], [6, 7], [3, 4, 5]),
+        ([7, 7, 7], [6, 7], [3, 4, 5]),
+        ([6, 7, 7, 7], [0, 4, 6], [1, 3, 5, 7]),
+    ],
+)
+def test_what_rounding_threw_together_is_parted(chosen, certain, expected):
+    leaves, _ = tree([1, 1, 0, 1, 1, 1, 1, 1])
+    chosen = np.array(chosen)
+    kernels._part(leaves, 8, 0.0, np.array(certain, np.int64), chosen)
+    assert chosen.tolist() == expected
 
 
 # --- the leaves

@@ -218,6 +218,30 @@ def updates_do_not_drift(size: int, updates: int) -> None:
         assert abs(adjusted / sums[-1] - 1.0) > 1e-6
 
 
+def test_half_of_ten_million_distinct_samples():
+    """A million of them certain, so that rounding carries some of the others' positions onto a certain one."""
+    store, priorities = make("exponential", TEN_MILLION)
+    number, offset = TEN_MILLION // 2, 0.37
+    index, inclusion = store.find_distinct(number, offset, 0.3)
+    assert (np.diff(index) > 0).all()
+    p = formula(priorities, 0.3)
+    rest = np.flatnonzero(inclusion < 1.0)
+    factor = inclusion[rest[0]] / p[index[rest[0]]]
+    expected = np.minimum(factor * p, 1.0)
+    assert np.count_nonzero(expected == 1.0) > 1e6
+    assert expected.sum() == pytest.approx(number, rel=1e-9)
+    np.testing.assert_allclose(inclusion, expected[index], rtol=1e-9)
+    assert (expected[np.delete(np.arange(TEN_MILLION), index)] < 1.0).all()  # all that are certain were taken
+    expected[expected == 1.0] = 0.0
+    ends = np.cumsum(expected)[index[rest]]
+    positions = np.arange(rest.size) + offset
+    # So many positions are laid beside the nodes, and the plain sum here beside the samples, with a rounding for each.
+    assert (positions <= ends + 1e-4).all()
+    assert (positions >= ends - inclusion[rest] - 1e-4).all()
+    store.check()
+    assert np.array_equal(store.priorities(), priorities)
+
+
 def test_ten_million_updates_do_not_drift():
     updates_do_not_drift(1_000_003, 2500 * 4096)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from sampler.stores import PriorityStore, ProportionalStore
+from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 
 from .slow_twin import LARGEST, SMALLEST, SlowStore
+from .states import interrupted
 
 SIZES = [1, 2, 3, 15, 16, 17, 31, 255, 256, 257, 1000, 4097]
 FRACTIONS = [0.0, 0.3, 0.999]
@@ -272,6 +274,36 @@ def test_just_the_positive_samples_can_be_taken():
         store.find_distinct(3, 0.5)
     assert store.priorities().tolist() == [0.0, 2.0, 0.0, 7.0, 0.0]
     store.check()
+
+
+@pytest.mark.parametrize("count", [3, 12])
+@pytest.mark.parametrize("kind", [ProportionalStore, RankedStore])
+def test_an_interrupt_at_any_moment_of_a_search_leaves_all_priorities(kind, count):
+    """Also of the certain samples, and where too few have a priority."""
+    store, priorities = kind(40), np.zeros(40)
+    priorities[:10] = [1000.0, 900.0, *np.arange(1.0, 9.0)]
+    store.fill(priorities)
+
+    def search():
+        with contextlib.suppress(ValueError):
+            store.find_distinct(count, 0.5)
+
+    search()  # compiled, before it is looked at
+    moment = 0
+    while interrupted(moment, search):
+        moment += 1
+        assert store.priorities().tolist() == priorities.tolist(), moment
+    assert moment > 20
+    store.check()
+
+
+@pytest.mark.parametrize("kind", [ProportionalStore, RankedStore])
+@pytest.mark.parametrize("initial", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_more_distinct_samples_than_there_are(kind, initial, share):
+    store = kind(5, initial_priority=initial)
+    with pytest.raises(ValueError, match="6 samples cannot be drawn without replacement from 5; ask for at most 5"):
+        store.find_distinct(6, 0.5, share)
 
 
 # --- the checker, the state, the size
