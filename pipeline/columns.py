@@ -1,12 +1,15 @@
 """Columns: one component of a data set's elements each, for all samples.
 
-    column = DenseColumn(images)                    # one shape: an array (N, ...)
+    column = dense(images)                          # one shape: an array or a tensor (N, ...)
     column = RaggedColumn([splits], values)         # varying shape: all values, and where each row begins
     column = SparseColumn(splits, coordinates, values, shapes)
     source = ColumnSource(spec, [column, ...])      # elements of several components
 
-All have ``take(index)``, NumPy arrays for the samples ``index`` (B,), and ``pack(tensors, batch_size)``, which makes a
-batch of those inside the graph. Nothing is copied until it is taken.
+All have ``take(index)``, NumPy arrays for the samples ``index`` (B,), outside the graph, and ``pack(tensors, index)``,
+which makes a batch of those inside the graph. Nothing is copied until it is taken.
+
+A component of one shape is gathered inside the graph where TensorFlow can read its memory as it is: then nothing is
+taken outside. Such a gathering needs no interpreter and several threads share it.
 """
 
 from __future__ import annotations
@@ -17,24 +20,64 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.memory import Array, aligned, lend
+
+
+class TensorColumn:
+    """A component of one shape that the graph gathers: a tensor (N, ...), numbers or strings."""
+
+    stackable = True  # several batches can be made at a time, from an index (m, B)
+    outside = 0  # bytes a sample that ``take`` gives
+
+    def __init__(self, tensor: tf.Tensor) -> None:
+        self.tensor = tensor
+        self.dtypes: list[tf.DType] = []
+        self.inside = _bytes_of(tensor.dtype.size, tensor.shape[1:])  # bytes a sample in the batch
+
+    def __len__(self) -> int:
+        return int(self.tensor.shape[0])
+
+    def take(self, index: Array) -> list[Array]:
+        return []
+
+    def pack(self, tensors: Sequence[tf.Tensor], index: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self.tensor, index)
 
 
 class DenseColumn:
     """A component of one shape: an array (N, ...), numbers or strings."""
 
+    stackable = True
+
     def __init__(self, array: Array) -> None:
         self.array = array
         self.dtypes = [dtype_of(array)]
+        self.outside = self.inside = _bytes_of(array.dtype.itemsize, array.shape[1:])
 
     def __len__(self) -> int:
         return len(self.array)
 
     def take(self, index: Array) -> list[Array]:
-        return [plain(self.array.take(index, axis=0))]
+        array = self.array
+        if array.dtype.kind in "OSU" or not array.dtype.isnative:
+            return [plain(array.take(index, axis=0))]
+        out = aligned((*index.shape, *array.shape[1:]), array.dtype)
+        return [array.take(index, axis=0, out=out, mode="clip")]  # any other mode goes by way of a second array
 
-    def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> tf.Tensor:
-        return tf.ensure_shape(tensors[0], (batch_size, *self.array.shape[1:]))
+    def pack(self, tensors: Sequence[tf.Tensor], index: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tensors[0], [*index.shape, *self.array.shape[1:]])
+
+
+def dense(values: Array | tf.Tensor) -> TensorColumn | DenseColumn:
+    """The column of an array or a tensor (N, ...), gathered inside the graph where that needs no copy."""
+    if isinstance(values, tf.Tensor):
+        return TensorColumn(values)
+    tensor = lend(values)
+    return DenseColumn(values) if tensor is None else TensorColumn(tensor)
+
+
+def _bytes_of(itemsize: int, shape: Sequence[int]) -> int:
+    return max(itemsize, 1) * int(np.prod(list(shape), dtype=np.int64))
 
 
 class RaggedColumn:
@@ -42,6 +85,9 @@ class RaggedColumn:
 
     ``sizes`` has the static size of each of the element's axes that has splits, None where it varies.
     """
+
+    stackable = False
+    outside = inside = 0
 
     def __init__(
         self, splits: list[Array], values: Array, sizes: Sequence[int | None], dtype: tf.DType = tf.int64
@@ -62,10 +108,10 @@ class RaggedColumn:
             taken.append(splits_of(lengths))
         return [*taken, self.values[rows]]
 
-    def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> tf.RaggedTensor:
+    def pack(self, tensors: Sequence[tf.Tensor], index: tf.Tensor) -> tf.RaggedTensor:
         *splits, values = tensors
         packed = tf.ensure_shape(values, (None, *self.values.shape[1:]))
-        rows = [batch_size + 1] + [None] * (len(splits) - 1)
+        rows = [index.shape[0] + 1] + [None] * (len(splits) - 1)
         for split, size, count in reversed(list(zip(splits, self.sizes, rows, strict=True))):
             split = tf.cast(tf.ensure_shape(split, (count,)), self.splits_dtype)
             if size is None:
@@ -78,6 +124,9 @@ class RaggedColumn:
 
 class SparseColumn:
     """A sparse component: coordinates and values of all rows, and where each row begins."""
+
+    stackable = False
+    outside = inside = 0
 
     def __init__(self, splits: Array, coordinates: Array, values: Array, shapes: Array, static: tf.TensorShape) -> None:
         self.splits = splits
@@ -97,7 +146,7 @@ class SparseColumn:
         shape = np.concatenate([[index.size], self.shapes[index].max(axis=0)])
         return [coordinates, self.values[places], shape]
 
-    def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> tf.SparseTensor:
+    def pack(self, tensors: Sequence[tf.Tensor], index: tf.Tensor) -> tf.SparseTensor:
         coordinates, values, shape = tensors
         rank = self.coordinates.shape[1] + 1
         sparse = tf.SparseTensor(
@@ -105,11 +154,11 @@ class SparseColumn:
             tf.ensure_shape(values, (None,)),
             tf.ensure_shape(shape, (rank,)),
         )
-        sparse.set_shape((batch_size, *self.static))
+        sparse.set_shape((index.shape[0], *self.static))
         return sparse
 
 
-Column = DenseColumn | RaggedColumn | SparseColumn
+Column = TensorColumn | DenseColumn | RaggedColumn | SparseColumn
 
 
 class ColumnSource:
@@ -119,6 +168,9 @@ class ColumnSource:
         self.spec = spec
         self.columns = columns
         self.dtypes = [dtype for column in columns for dtype in column.dtypes]
+        self.stackable = all(column.stackable for column in columns)
+        self.outside = sum(column.outside for column in columns)
+        self.inside = sum(column.inside for column in columns)
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -126,11 +178,11 @@ class ColumnSource:
     def take(self, index: Array) -> list[Array]:
         return [part for column in self.columns for part in column.take(index)]
 
-    def pack(self, tensors: Sequence[tf.Tensor], batch_size: int) -> Any:
+    def pack(self, tensors: Sequence[tf.Tensor], index: tf.Tensor) -> Any:
         packed, first = [], 0
         for column in self.columns:
             end = first + len(column.dtypes)
-            packed.append(column.pack(tensors[first:end], batch_size))
+            packed.append(column.pack(tensors[first:end], index))
             first = end
         return tf.nest.pack_sequence_as(self.spec, packed)
 

@@ -25,22 +25,25 @@ from __future__ import annotations
 import atexit
 import logging
 import math
+import os
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from pipeline.columns import Array
+from pipeline.memory import Array, aligned
 from pipeline.sources import Source, as_source
 from sampler import Draw, checks
 
 PATIENCE = 0.02  # seconds a call waits for feedback before it gives the thread back
-PREFETCH = 2
+LEAST_AHEAD, MOST_AHEAD = 2, 32  # batches drawn ahead by default
+MOST_BYTES = 1 << 22  # taken outside the graph in one call
+TOGETHER_BYTES = 1 << 20  # up to which the batches of one call are gathered together
 GRACE = 0.02  # seconds for calls on their way, when the program ends
 COLUMNS = {"index": tf.int64, "weight": tf.float32, "probability": tf.float32, "step": tf.int64}
 
@@ -48,12 +51,18 @@ logger = logging.getLogger("pipeline")
 
 
 def importance_sampling(
-    sampler: Any, batch_size: int, *, prefetch: int | None = None
+    sampler: Any,
+    batch_size: int,
+    *,
+    cache: str | os.PathLike[str] = "memory",
+    map_fn: Callable[..., Any] | None = None,
+    num_parallel_calls: int | None = None,
+    prefetch: int | None = None,
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A transformation for ``dataset.apply``: the same samples, in batches that ``sampler`` draws.
 
-    The dataset must be finite and unbatched, with as many elements as the sampler has samples; it is read once, into
-    memory. ``map`` on the result works on batches. Do not drop samples after the draw (``unbatch().filter()``): the
+    The dataset must be finite and unbatched, with as many elements as the sampler has samples; it is read once. ``map``
+    on the result works on batches. Do not drop samples after the draw (``unbatch().filter()``): the
     estimate would be biased, and under a ``feedback_lag`` draws would wait for their losses. Filter before.
 
     ``fit`` on the result needs ``LossFeedback``. Without it Keras takes ``sampling`` for sample weights and raises a
@@ -62,69 +71,129 @@ def importance_sampling(
     Args:
         sampler: an ``ImportanceSampler`` or one of its siblings.
         batch_size: B ≥ 1.
-        prefetch: batches drawn ahead of training. None: 2, or fewer where a short ``feedback_lag`` demands it.
-            Draws ahead know less of the latest losses; their weights are right all the same.
+        cache: where the elements are kept: ``"memory"``, or a directory, in files that the next run uses again.
+        map_fn: called with each element by itself, after the draw, as ``Dataset.map`` calls it: for decoding and
+            augmentation. What it returns takes the element's place.
+        num_parallel_calls: calls of ``map_fn`` at the same time; None lets ``tf.data`` choose. The order stays.
+        prefetch: batches drawn ahead of training, ≥ 0. None: a tenth of an epoch, at least 2 and at most 32, or fewer
+            where a short ``feedback_lag`` demands it. Each call into Python draws as many as there is room for, so more
+            is faster, most of all for small batches. A draw made ahead does not know the losses of the batches
+            before it that are not trained on yet. Its weight is right all the same, and where this is a small share of
+            an epoch it makes no difference: a sample is drawn about once in an epoch, so its loss is half an
+            epoch old on average.
 
     Applying it raises ``ValueError`` where the number of elements is not the sampler's, for an infinite dataset, and
     for one that is shuffled anew each time.
     """
     checks.whole("batch_size", batch_size, least=1)
-    _prefetch(prefetch, sampler.feedback_lag)
 
     def apply(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        return importance_dataset(dataset, sampler, batch_size, prefetch=prefetch)
+        return importance_dataset(
+            dataset,
+            sampler,
+            batch_size,
+            cache=cache,
+            map_fn=map_fn,
+            num_parallel_calls=num_parallel_calls,
+            prefetch=prefetch,
+        )
 
     return apply
 
 
-def importance_dataset(source: Any, sampler: Any, batch_size: int, *, prefetch: int | None = None) -> tf.data.Dataset:
+def importance_dataset(
+    source: Any,
+    sampler: Any,
+    batch_size: int,
+    *,
+    cache: str | os.PathLike[str] = "memory",
+    map_fn: Callable[..., Any] | None = None,
+    num_parallel_calls: int | None = None,
+    prefetch: int | None = None,
+) -> tf.data.Dataset:
     """The same over any source: arrays, memory maps, a dataset, ``__len__`` and ``__getitem__``.
 
     Args:
         source: what ``pipeline.sources.as_source`` takes. A tuple of one, two or three is x, y and
             sample weights; anything else is x.
-        sampler, batch_size, prefetch: as for ``importance_sampling``.
+        sampler, batch_size, cache, map_fn, num_parallel_calls, prefetch: as for ``importance_sampling``.
     """
     batch_size = checks.whole("batch_size", batch_size, least=1)
-    ahead = _prefetch(prefetch, sampler.feedback_lag)
-    data = as_source(source, size=len(sampler))
+    calls = tf.data.AUTOTUNE
+    if num_parallel_calls is not None:
+        calls = checks.whole("num_parallel_calls", num_parallel_calls, least=1)
+    data = as_source(source, size=len(sampler), cache=cache)
     if len(data) != len(sampler):
         raise ValueError(
             f"the source has {len(data)} elements, the sampler {len(sampler)} samples; they must be equal: make the "
             f"sampler with num_samples={len(data)}"
         )
-    if isinstance(data.spec, tuple) and len(data.spec) not in (1, 2, 3):
-        raise ValueError(f"elements must be x, (x, y) or (x, y, sample_weight), got a tuple of {len(data.spec)}")
-    ahead = _prefetch(prefetch, sampler.feedback_lag)
+    if map_fn is None:
+        _check_parts(data.spec)
     steps = math.ceil(len(sampler) / batch_size)
-    return _epoch(_Feeder(data, sampler, batch_size, steps), ahead)
+    plan = _plan(data, batch_size, prefetch, sampler.feedback_lag, steps)
+    return _epoch(_Feeder(data, sampler, batch_size, steps, plan, None if map_fn is None else _Each(map_fn, calls)))
 
 
-def _prefetch(prefetch: int | None, lag: int | None) -> int:
-    """How many batches to draw ahead; with a lag of k at most k - 1, or draws would wait for their own training."""
-    most = math.inf if lag is None else lag - 1
-    if prefetch is None:
-        return int(min(PREFETCH, most))
-    prefetch = checks.whole("prefetch", prefetch, least=0)
-    if prefetch > most:
-        raise ValueError(
-            f"prefetch={prefetch} needs a feedback_lag of at least {prefetch + 1}, got {lag}: a draw made that far "
-            "ahead cannot know the feedback it must use; lower prefetch or raise feedback_lag"
-        )
-    return prefetch
+class _Each(NamedTuple):
+    """What is done to every element by itself, and how many at the same time."""
+
+    function: Callable[..., Any]
+    calls: int
 
 
-def _epoch(feeder: _Feeder, ahead: int) -> tf.data.Dataset:
-    """One epoch: calls that make batches, those drawn ahead, those that left, and what they look like outside.
+class _Plan(NamedTuple):
+    """How far ahead of training batches are drawn, and where their samples are gathered."""
 
-    A call that found feedback missing gives place -1 and is made again. After the last batch comes one more element, an
-    end without a draw, so that it is known whether the consumer asked on.
+    at_once: int  # batches drawn in one call
+    buffered: int  # batches gathered ahead
+    together: bool  # whether the batches of one call are gathered together
+
+    @property
+    def ahead(self) -> int:
+        """How many batches are drawn ahead at most."""
+        return self.at_once - 1 + self.buffered
+
+
+def _plan(source: Source, batch_size: int, prefetch: int | None, lag: int | None, steps: int) -> _Plan:
+    """Draw as much as possible in each call; no more than fits into the caches, where its samples come from outside.
+
+    With a lag of k at most k - 1 batches are drawn ahead, or draws would wait for their own training.
     """
-    calls = tf.data.Dataset.counter().scan((tf.constant(0, tf.int64), tf.constant(0, tf.int64)), feeder.call)
-    ready = calls.filter(lambda place, *_: place >= 0).take(feeder.steps + 1)
-    if ahead:
-        ready = ready.prefetch(ahead)
-    epoch = ready.filter(feeder.leaves).map(feeder.element)
+    most = math.inf if lag is None else lag - 1
+    room = max(1, MOST_BYTES // max(1, source.outside * batch_size)) if source.stackable else 1
+    if prefetch is None:
+        default = int(min(max(LEAST_AHEAD, min(MOST_AHEAD, steps // 10)), most))
+        ahead = min(default, max(LEAST_AHEAD, room))
+    else:
+        ahead = checks.whole("prefetch", prefetch, least=0)
+        if ahead > most:
+            raise ValueError(
+                f"prefetch={ahead} needs a feedback_lag of at least {ahead + 1}, got {lag}: a draw made that far "
+                "ahead cannot know the feedback it must use; lower prefetch or raise feedback_lag"
+            )
+    at_once = min(max(ahead, 1), room)
+    bytes_at_once = at_once * batch_size * source.inside
+    return _Plan(at_once, ahead - at_once + 1 if ahead else 0, source.stackable and bytes_at_once <= TOGETHER_BYTES)
+
+
+def _check_parts(data: Any) -> None:
+    if isinstance(data, tuple) and len(data) not in (1, 2, 3):
+        raise ValueError(f"elements must be x, (x, y) or (x, y, sample_weight), got a tuple of {len(data)}")
+
+
+def _epoch(feeder: _Feeder) -> tf.data.Dataset:
+    """One epoch: an iteration begins, batches are drawn and made, some of them ahead, and it ends."""
+
+    def iteration(number: tf.Tensor) -> tf.data.Dataset:
+        made = feeder.batches(number)
+        if feeder.plan.buffered:
+            made = made.prefetch(feeder.plan.buffered)
+        if feeder.lagging:
+            made = made.filter(lambda _, place: feeder.leaves(number, place)).map(lambda element, _: element)
+        return made.concatenate(tf.data.Dataset.from_tensors(number).flat_map(lambda _: made.take(feeder.end(number))))
+
+    epoch = tf.data.Dataset.from_tensors(0).map(feeder.begin).flat_map(iteration)
     options = tf.data.Options()
     # With these TensorFlow would draw ahead on its own account.
     options.experimental_optimization.inject_prefetch = False
@@ -184,88 +253,137 @@ def _leave() -> None:
 class _Feeder:
     """Joins a sampler to a source, and watches over the iterations."""
 
-    def __init__(self, source: Source, sampler: Any, batch_size: int, steps: int) -> None:
+    def __init__(
+        self, source: Source, sampler: Any, batch_size: int, steps: int, plan: _Plan, each: _Each | None
+    ) -> None:
         self.source = source
         self.sampler = sampler
         self.batch_size = batch_size
         self.steps = steps
+        self.plan = plan
+        self.each = each
+        self.lagging = sampler.feedback_lag is not None
         self.iterations = _ITERATIONS.setdefault(sampler, _Iterations())
 
     # --- in the graph ---
 
-    def call(self, state: tuple[tf.Tensor, tf.Tensor], _: tf.Tensor) -> tuple[Any, Any]:
-        """One call of ``next_batch``. The state is the number of the iteration and the place in it, from 0 on."""
-        iteration, place = state
-        dtypes = [tf.bool, tf.int64, *COLUMNS.values(), *self.source.dtypes]
-        ready, iteration, *parts = tf.numpy_function(self.next_batch, [iteration, place], dtypes)
-        ready, iteration = tf.ensure_shape(ready, ()), tf.ensure_shape(iteration, ())
-        element = (tf.where(ready, place, -1), iteration, *parts)
-        return (iteration, place + tf.cast(ready, tf.int64)), element
+    def begin(self, _: tf.Tensor) -> tf.Tensor:
+        """The number of an iteration that begins."""
+        return tf.ensure_shape(tf.numpy_function(self.begun, [], tf.int64), ())
 
-    def leaves(self, place: tf.Tensor, iteration: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
-        """Whether this is a batch. The last one is told when it leaves, and so is the end after it; under a lag all
-        are, since batches drawn ahead must not leave an iteration that another has replaced.
-        """
+    def batches(self, iteration: tf.Tensor) -> tf.data.Dataset:
+        """The elements of an epoch; under a lag each with its place beside it."""
+        calls = tf.data.Dataset.counter().scan(tf.constant(0, tf.int64), lambda place, _: self.call(iteration, place))
+        drawn = calls.flat_map(self.slices).take(self.steps)
+        if not self.plan.together:
+            drawn = drawn.map(self.pack)
+        return drawn if self.each is None else self.one_by_one(drawn, self.each)
 
-        def tell() -> tf.Tensor:
-            return tf.ensure_shape(tf.numpy_function(self.left, [iteration, place], tf.bool), ())
+    def call(self, iteration: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        """One call of ``next_batches``, from ``place`` in the iteration on."""
+        dtypes = [tf.int64, *COLUMNS.values(), *self.source.dtypes]
+        count, *parts = tf.numpy_function(self.next_batches, [iteration, place], dtypes)
+        count = tf.ensure_shape(count, ())
+        return place + count, (place + tf.range(count), *parts)
 
-        if self.sampler.feedback_lag is not None:
-            return tell()
-        return tf.cond(place >= self.steps - 1, tell, lambda: tf.constant(True))
-
-    def element(self, _: tf.Tensor, __: tf.Tensor, *parts: tf.Tensor) -> Any:
-        """``(x, y, sampling)`` or ``(x, sampling)``, with the shapes that are known."""
-        columns = parts[: len(COLUMNS)]
+    def slices(self, place: tf.Tensor, *parts: tf.Tensor) -> tf.data.Dataset:
+        """The batches of one call, one by one. Slices of aligned tensors are no copies."""
         sampling = {
-            name: tf.ensure_shape(part, (self.batch_size,)) for name, part in zip(COLUMNS, columns, strict=True)
+            name: tf.ensure_shape(part, (None, self.batch_size)) for name, part in zip(COLUMNS, parts, strict=False)
         }
-        return _element(self.source.pack(parts[len(COLUMNS) :], self.batch_size), sampling)
+        data = parts[len(COLUMNS) :]
+        batches = self.pack(data, sampling, place) if self.plan.together else (data, sampling, place)
+        return tf.data.Dataset.from_tensor_slices(batches)
+
+    def pack(self, data: Any, sampling: dict[str, tf.Tensor], place: tf.Tensor) -> Any:
+        """What the batch looks like outside, if it need not be taken apart again."""
+        data = self.source.pack(data, sampling["index"])
+        return self.finished(data, sampling, place) if self.each is None else (data, sampling, place)
+
+    def finished(self, data: Any, sampling: dict[str, tf.Tensor], place: tf.Tensor) -> Any:
+        """The element, under a lag with its place beside it."""
+        return (_element(data, sampling), place) if self.lagging else _element(data, sampling)
+
+    def one_by_one(self, drawn: tf.data.Dataset, each: _Each) -> tf.data.Dataset:
+        """The same batches, what each element becomes in its place; index and weight stay with their element."""
+
+        def call(data: Any, sampling: Any, place: tf.Tensor) -> Any:
+            mapped = each.function(*data) if type(data) is tuple else each.function(data)
+            _check_parts(mapped)
+            return mapped, sampling, place
+
+        places = drawn.map(lambda data, sampling, place: (data, sampling, tf.fill([self.batch_size], place)))
+        mapped = places.unbatch().map(call, num_parallel_calls=each.calls, deterministic=True)
+        again = mapped.batch(self.batch_size, drop_remainder=True)
+        return again.map(lambda data, sampling, place: self.finished(data, sampling, place[0]))
+
+    def leaves(self, iteration: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+        """True; told of each batch that leaves, since batches drawn ahead must not leave an iteration that another has
+        replaced.
+        """
+        return tf.ensure_shape(tf.numpy_function(self.left, [iteration, place], tf.bool), ())
+
+    def end(self, iteration: tf.Tensor) -> tf.Tensor:
+        """0; told where the consumer asks on after the last batch."""
+        return tf.ensure_shape(tf.numpy_function(self.ended, [iteration], tf.int64), ())
 
     # --- outside it ---
 
-    def next_batch(self, iteration: int, place: int) -> list[Any]:
-        """``[ready, iteration, index, weight, probability, step, *the source's arrays]``."""
+    def begun(self) -> np.int64:
+        """A new iteration begins: what an unfinished one left behind is handed out again first."""
+        with self.iterations.lock:
+            updates = self._updates()
+            self._warn_without_feedback(updates)
+            if self.iterations.broken_off(updates):
+                self.sampler.rewind()
+            return np.int64(self.iterations.begin(updates))
+
+    def next_batches(self, iteration: int, place: int) -> list[Any]:
+        """``[m, index, weight, probability, step, *the source's arrays]`` of m batches, none where draws must wait."""
         if _LEAVING.is_set():
             raise RuntimeError("the program is ending")
+        draws: list[Draw] = []
         with self.iterations.lock:  # an iteration that has been replaced must not take a draw of the new one
-            if iteration == 0:
-                iteration = self._begin()
             self._check_current(iteration)
-            if place == self.steps:
-                return [np.True_, np.int64(iteration), *self._nothing()]
-            draw = self.sampler.poll(self.batch_size, seconds=PATIENCE)
-        if draw is None:
-            return [np.False_, np.int64(iteration), *self._nothing()]
-        return [np.True_, np.int64(iteration), *_columns(draw), *self.source.take(draw.index)]
+            while len(draws) < min(self.plan.at_once, self.steps - place):
+                draw = self.sampler.poll(self.batch_size, seconds=0.0 if draws else PATIENCE)
+                if draw is None:
+                    break
+                draws.append(draw)
+            if place + len(draws) == self.steps and iteration == self.iterations.current:
+                self.iterations.complete = not self.lagging and self.steps > self.plan.ahead
+        columns = _columns(draws, self.batch_size)
+        return [np.int64(len(draws)), *columns, *self._take(columns[0])]
+
+    def _take(self, index: Array) -> list[Array]:
+        """What the source gives for the batches ``index`` (m, B): arrays with a first axis of m."""
+        taken = self.source.take(index.reshape(-1))
+        if not self.source.stackable:  # one batch then
+            return [part[None] for part in taken]
+        return [part.reshape(*index.shape, *part.shape[1:]) for part in taken]
 
     def left(self, iteration: int, place: int) -> np.bool_:
-        """The consumer takes a batch, or asks on after the last; gives whether there is one for it."""
-        if place < self.steps - 1:
+        """The consumer takes a batch."""
+        with self.iterations.lock:
             self._check_current(iteration)
-            return np.True_
+            if place == self.steps - 1:
+                self.iterations.complete = True
+        return np.True_
+
+    def ended(self, iteration: int) -> np.int64:
+        """The consumer asks on after the last batch."""
         with self.iterations.lock:
             self._check_current(iteration)
             if iteration == self.iterations.current:
-                self.iterations.complete = True
-                self.iterations.ended = bool(place == self.steps)
-                if self.iterations.ended:
-                    self._warn_without_feedback(self._updates())
-        return np.bool_(place < self.steps)
-
-    def _begin(self) -> int:
-        """A new iteration begins: what an unfinished one left behind is handed out again first."""
-        updates = self._updates()
-        self._warn_without_feedback(updates)
-        if self.iterations.broken_off(updates):
-            self.sampler.rewind()
-        return self.iterations.begin(updates)
+                self.iterations.complete = self.iterations.ended = True
+                self._warn_without_feedback(self._updates())
+        return np.int64(0)
 
     def _updates(self) -> int:
         return int(self.sampler.summary()["updates"])
 
     def _check_current(self, iteration: int) -> None:
-        if self.sampler.feedback_lag is not None and iteration != self.iterations.current:
+        if self.lagging and iteration != self.iterations.current:
             raise RuntimeError(
                 "another iteration over this sampler's draws has begun. With a feedback_lag only one can go on at "
                 "a time, or the order of the draws would not be fixed; finish one first, or use feedback_lag=None"
@@ -285,14 +403,15 @@ class _Feeder:
         except RuntimeWarning:  # warnings are errors here, but an iteration without training must go on
             logger.warning(message)
 
-    def _nothing(self) -> list[Array]:
-        dtypes = [*COLUMNS.values(), *self.source.dtypes]
-        return [np.zeros(0, object if dtype == tf.string else dtype.as_numpy_dtype) for dtype in dtypes]
 
-
-def _columns(draw: Draw) -> list[Array]:
-    step = np.full(draw.index.size, draw.step, np.int64)
-    return [draw.index, draw.weight, draw.probability.astype(np.float32), step]
+def _columns(draws: list[Draw], batch_size: int) -> list[Array]:
+    """``index, weight, probability, step``, (m, B) each, in memory that TensorFlow takes over."""
+    columns = [aligned((len(draws), batch_size), dtype.as_numpy_dtype) for dtype in COLUMNS.values()]
+    index, weight, probability, step = columns
+    for place, draw in enumerate(draws):
+        index[place], weight[place], probability[place] = draw.index, draw.weight, draw.probability
+        step[place] = draw.step
+    return columns
 
 
 def _element(data: Any, sampling: dict[str, tf.Tensor]) -> Any:

@@ -82,15 +82,23 @@ def inlined(function: Compiled) -> Compiled:
 def allocate(size: int) -> tuple[Float32s, Float64s]:
     """An empty tree for ``size`` samples: ``(leaves, sums)``.
 
-    ``leaves`` is float32, ``size`` rounded up to whole lines; ``sums`` is float64, all levels in one
-    array, each rounded up to whole lines, the root last. About 4.57 bytes a sample.
+    ``leaves`` is float32, ``size`` rounded up to whole lines; ``sums`` is what ``allocate_sums`` gives for these lines.
+    About 4.57 bytes a sample.
     """
-    nodes = lines = -(-size // LEAVES)
+    lines = -(-size // LEAVES)
+    return _zeros(lines * LEAVES, np.float32), allocate_sums(lines)
+
+
+def allocate_sums(nodes: int) -> Float64s:
+    """The levels over ``nodes`` numbers, which are the lowest of them: float64, all in one array, the root last.
+
+    Each level is rounded up to whole lines. About 9.14 bytes a node.
+    """
     length = 1
     while nodes > 1:
         length += -(-nodes // SUMS) * SUMS
         nodes = -(-nodes // SUMS)
-    return _zeros(lines * LEAVES, np.float32), _zeros(length, np.float64)
+    return _zeros(length, np.float64)
 
 
 def _zeros(count: int, dtype: type) -> npt.NDArray[Any]:
@@ -135,7 +143,21 @@ def refresh(leaves: Float32s, sums: Float64s, index: Int64s) -> None:
     for sample in index:
         node = (sample & NATURAL) >> LEAF_BITS
         sums[node] = line_sum(leaves, node * LEAVES)
-    below, bits = 0, LEAF_BITS  # 2**bits samples are below a node
+    _refresh_above(sums, nodes, LEAF_BITS, index)
+
+
+@compiled
+def put(sums: Float64s, size: int, index: Int64s, numbers: Float64s) -> None:
+    """Write ``numbers`` (B,) to the places ``index`` (B,) of a tree of ``size`` sums alone. O(B log N)."""
+    for position in range(index.size):
+        sums[index[position] & NATURAL] = numbers[position]
+    _refresh_above(sums, size, 0, index)
+
+
+@inlined
+def _refresh_above(sums: Float64s, nodes: int, bits: int, index: Int64s) -> None:
+    """Recompute the sums above the lowest level, which has ``nodes`` nodes of 2**bits samples each."""
+    below = 0
     while nodes > 1:
         start = (below + _whole_lines(nodes)) & NATURAL
         nodes = -(-nodes // SUMS)

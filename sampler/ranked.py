@@ -119,14 +119,14 @@ class RankedStore:
         """The priorities of the samples ``index`` (B,) in [0, N): (B,) float64."""
         return self._priorities[checks.indices(index, self._size)]
 
-    def fade(self, newest: Int32s, first: int, last: int, before: int, share: float) -> None:
-        """Move stale samples among ``first`` to ``last - 1`` a ``share`` in [0, 1] of the way to the mean priority.
+    def fade(self, newest: Int32s, first: int, last: int, before: int, share: float, mean: float) -> None:
+        """Move stale samples among ``first`` to ``last - 1`` a ``share`` in [0, 1] of the way to ``mean``.
 
-        Stale are those whose ``newest`` step (N,) is older than ``before``. O(N), for the mean.
+        Stale are those whose ``newest`` step (N,) is older than ``before``. O((last - first) log N).
         """
         stale = first + np.flatnonzero(newest[first:last] < before)
         # As a mixture, since the way from one end of float64 to the other would be infinite.
-        self._assign(stale, _numbers((1.0 - share) * self._priorities[stale] + share * self.mean()))
+        self._assign(stale, _numbers((1.0 - share) * self._priorities[stale] + share * mean))
 
     def record(self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float) -> int:
         """Learn priorities (B,) of distinct samples from feedback; returns how many were new. O(B log N).

@@ -59,7 +59,7 @@ class PriorityStore(Protocol):
 
     def record(self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float) -> int: ...
 
-    def fade(self, newest: Int32s, first: int, last: int, before: int, share: float) -> None: ...
+    def fade(self, newest: Int32s, first: int, last: int, before: int, share: float, mean: float) -> None: ...
 
     def priorities(self) -> Float64s: ...
 
@@ -152,13 +152,13 @@ class ProportionalStore:
         new: int = kernels.record(self._leaves, self._sums, newest, index, steps, priorities, smoothing)
         return new
 
-    def fade(self, newest: Int32s, first: int, last: int, before: int, share: float) -> None:
-        """Move stale samples among ``first`` to ``last - 1`` a ``share`` in [0, 1] of the way to the mean priority.
+    def fade(self, newest: Int32s, first: int, last: int, before: int, share: float, mean: float) -> None:
+        """Move stale samples among ``first`` to ``last - 1`` a ``share`` in [0, 1] of the way to ``mean`` ≥ 0.
 
         Stale are those whose ``newest`` step (N,) is older than ``before``. O(last - first).
         """
         window = np.arange(first, last)
-        kernels.fade(self._leaves, self._sums, newest, window, before, share, self.mean())
+        kernels.fade(self._leaves, self._sums, newest, window, before, share, mean)
 
     def find(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
         """The samples under ``positions`` (B,) in [0, 1) of the cumulative p, and their p.

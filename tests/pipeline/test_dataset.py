@@ -165,7 +165,7 @@ def test_epochs_go_on_where_the_last_one_stopped() -> None:
 def test_weights_are_those_of_the_draw() -> None:
     """Drawn ahead, then the store is turned over: the weights that arrive are the old ones."""
     sampler, twin = known(), known()
-    iterator = iter(dataset_of(sampler, prefetch=2))
+    iterator = iter(dataset_of(sampler, prefetch=STEPS))
     next(iterator)
     assert wait_until(lambda: sampler.step == STEPS)
     sampler.update(Y, 1000.0 ** (Y % 2))
@@ -244,13 +244,13 @@ def test_one_call_makes_a_whole_batch(recording: type[Any]) -> None:
 def test_draws_ahead_are_bounded(prefetch: int | None, lag: int | None) -> None:
     ahead = prefetch if prefetch is not None else (2 if lag is None else lag - 1)
     sampler = ImportanceSampler(40, seed=0, feedback_lag=lag)
-    data = np.zeros(40)
-    for consumed, _ in enumerate(importance_dataset(data, sampler, 4, prefetch=prefetch), start=1):
-        expected = min(consumed + ahead, 10)
-        assert wait_until(lambda expected=expected: sampler.step == expected)
-        if consumed in (1, 5):
+    most = 0
+    for consumed, _ in enumerate(importance_dataset(np.zeros(40), sampler, 4, prefetch=prefetch), start=1):
+        if consumed in (1, 2, 3):
             time.sleep(0.05)
-        assert sampler.step == expected
+        assert consumed <= sampler.step <= min(consumed + ahead, 10)
+        most = max(most, sampler.step - consumed)
+    assert most == ahead
 
 
 # --- what is refused ------------------------------------------------------------------------------

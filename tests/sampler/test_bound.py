@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -173,6 +176,16 @@ def test_together_with_forgetting_nobody_is_raised_by_it():
         sampler.update(draw.index[:2], heavy_losses()[draw.index[:2]], step=draw.step)
 
 
+@pytest.mark.parametrize("store", ["proportional", "ranked"])
+def test_together_with_forgetting_the_mean_is_that_of_all(store):
+    """Those held down count with their own priority, not with the 0 that the store has."""
+    sampler = a_sampler(1, forget=0.5, store=store, losses=np.full(SIZE, 3.0))
+    for _ in range(2 * EPOCH + EPOCH // 2):
+        sampler.draw(BATCH)
+    assert len(held(sampler)) > SIZE // 4
+    np.testing.assert_allclose(sampler.priorities(), 3.0, rtol=1e-6)
+
+
 def test_together_with_another_priority():
     sampler = a_sampler(2, keep_losses=True)
     for _ in range(EPOCH // 2):
@@ -204,6 +217,7 @@ def test_a_bound_that_cannot_be_is_refused(options, error, words):
 SPOILT = {
     "who was never held": lambda bound: {**bound, "held": (bound["held"] + 1) % SIZE},
     "one too few": lambda bound: {**bound, "held": bound["held"][1:], "priorities": bound["priorities"][1:]},
+    "one below zero": lambda bound: {**bound, "priorities": bound["priorities"] - bound["priorities"].max() - 1},
     "no priority": lambda bound: {**bound, "priorities": bound["priorities"] * np.nan},
     "another bound": lambda bound: {**bound, "counts": np.where(bound["counts"] == 2, 3, bound["counts"])},
     "more than the bound": lambda bound: {**bound, "counts": np.where(bound["counts"] == 0, 9, bound["counts"])},
@@ -233,8 +247,57 @@ def test_a_sampler_without_a_bound_does_not_lose_the_priorities_held_in_a_state(
         free.load_state_dict(bounded.state_dict())
 
 
-def test_a_byte_more_a_sample():
-    assert a_sampler(1).nbytes - a_sampler(None).nbytes == SIZE
+def test_ten_bytes_more_a_sample():
+    size = 100_000
+    bounded, free = (ImportanceSampler(size, max_draws=most) for most in (1, None))
+    assert bounded.nbytes - free.nbytes == pytest.approx(10.15 * size, rel=0.01)
+
+
+def test_what_is_held_is_counted():
+    """All that Python and NumPy have allocated, to within a tenth and what a draw leaves."""
+    size = 50_000
+    ImportanceSampler(size, max_draws=1, first_pass=False).draw(size)  # compiled
+    tracemalloc.start()
+    try:
+        sampler = ImportanceSampler(size, max_draws=1, first_pass=False, seed=0)
+        sampler.draw(size)
+        assert len(held(sampler)) == size
+        allocated, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert allocated < 1.1 * sampler.nbytes + 50_000
+
+
+@pytest.mark.parametrize("store", ["proportional", "ranked"])
+def test_the_mean_forgets_nothing_beside_an_enormous_priority(store):
+    """A running sum would: 1e30 + 1 - 1e30 is 0."""
+    sampler = ImportanceSampler(SIZE, max_draws=1, first_pass=False, store=store, seed=0)
+    while len(held(sampler)) < SIZE // 2:
+        sampler.draw(BATCH)
+    down = held(sampler)
+    for loss in (1e30, 1.0, 1e30, 3.0):
+        sampler.update(down[:1], [loss])
+        assert sampler.summary()["mean_priority"] == pytest.approx(sampler.priorities().mean(), rel=1e-12)
+    assert sampler.summary()["mean_priority"] == pytest.approx(1.0 + 2.0 / SIZE, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [1.7e308, -1.7e308])
+def test_a_mean_of_enormous_ranks_is_finite(loss):
+    sampler = ImportanceSampler(SIZE, max_draws=1, losses=np.full(SIZE, loss), store="ranked", forget=0.5, seed=0)
+    for _ in range(2 * EPOCH):
+        sampler.draw(BATCH)
+        assert sampler.summary()["mean_priority"] == pytest.approx(loss, rel=1e-9)
+
+
+def test_the_mean_costs_the_same_however_many_are_held():
+    """A thousand times in half a second; over 100,000 samples one by one it took half a minute."""
+    size = 100_000
+    sampler = ImportanceSampler(size, max_draws=1, first_pass=False, seed=0)
+    sampler.draw(size)
+    begin = time.perf_counter()
+    for _ in range(1000):
+        sampler._bound.mean_held()
+    assert time.perf_counter() - begin < 0.5
 
 
 def test_clipped_by_what_is_known_from_the_start():

@@ -77,6 +77,18 @@ def test_refreshed_sums_are_rebuilt_sums_to_the_bit(size):
     assert np.array_equal(sums, again)
 
 
+@pytest.mark.parametrize("size", [*range(1, 10), 64, 65, 513, 70_000])
+def test_a_tree_of_sums_alone(size):
+    """Its lowest level holds any numbers; it is as one of leaves."""
+    generator, sums, numbers = np.random.default_rng(size), kernels.allocate_sums(size), np.zeros(size)
+    for count in (1, 3, 20, 300, 5000):
+        index = generator.permutation(size)[:count]
+        numbers[index] = generator.integers(-1000, 1000, index.size)  # every sum is exact
+        kernels.put(sums, size, index, numbers[index])
+        assert np.array_equal(sums[:size], numbers)
+        assert sums[-1] == numbers.sum()
+
+
 def test_sums_do_not_drift():
     leaves, sums = tree(np.full(1000, 0.1, np.float32))
     before = sums.copy()

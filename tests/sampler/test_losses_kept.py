@@ -291,7 +291,7 @@ def test_ranks_take_losses_below_zero_and_proportions_do_not():
 
 @pytest.mark.parametrize(
     ("options", "bytes_a_sample"),
-    [({}, 10), ({"keep_losses": True}, 14), ({"max_draws": 3}, 11), ({"losses": np.ones(1_000_000, np.float32)}, 10)],
+    [({}, 10), ({"keep_losses": True}, 14), ({"max_draws": 3}, 20), ({"losses": np.ones(1_000_000, np.float32)}, 10)],
 )
 def test_bytes_a_sample(options, bytes_a_sample):
     sampler = ImportanceSampler(1_000_000, **options)

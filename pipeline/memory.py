@@ -1,0 +1,92 @@
+"""Memory that arrays and tensors share, so that data need not be held twice.
+
+    array = aligned((50_000, 32, 32, 3), np.uint8)  # an empty array that TensorFlow can take over
+    tensor = lend(array)                            # a tensor of the same memory, or None
+    rows = Growing(np.float32, (8,), expected=1000) # an array whose length is found out while it is filled
+
+TensorFlow reads memory of others in place if it begins at a multiple of 64 bytes. Arrays from ``aligned``, memory maps
+of ``.npy`` files and of whole files do; those that NumPy allocates by itself mostly do not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+BOUNDARY = 64  # bytes
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised array that begins at a multiple of 64 bytes."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + BOUNDARY, np.uint8)
+    skip = -raw.ctypes.data % BOUNDARY
+    return raw[skip : skip + size].view(dtype).reshape(shape)
+
+
+def lend(array: Array) -> tf.Tensor | None:
+    """A tensor of the memory of ``array``, without a copy, or None where TensorFlow cannot take it as it is.
+
+    The memory is kept as long as the tensor lives. What is written into the array later is seen in the tensor.
+    Numbers in native byte order and booleans alone; None also for memory that begins anywhere but at a multiple of
+    64 bytes.
+    """
+    fits = array.flags.c_contiguous and array.size and array.ctypes.data % BOUNDARY == 0
+    if not fits or array.dtype.kind not in "iufcb" or not array.dtype.isnative:
+        return None
+    try:
+        return tf.experimental.dlpack.from_dlpack(_Writable(array).lent().__dlpack__())
+    except (BufferError, RuntimeError, TypeError, ValueError, tf.errors.InvalidArgumentError):
+        return None
+
+
+class _Writable:
+    """The same memory, said to be writable: DLPack knows no read-only memory, and tensors are not written to."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        described = dict(array.__array_interface__)
+        described["data"] = (described["data"][0], False)
+        self.__array_interface__ = described
+
+    def lent(self) -> Array:
+        return np.asarray(self)
+
+
+class Growing:
+    """Rows that are appended until nobody knows how many; one array in the end, never two.
+
+    The memory is enlarged by half whenever it is full, which moves pages instead of copying them, and pages that are
+    not written to take no memory.
+    """
+
+    def __init__(self, dtype: Any, row: tuple[int, ...], expected: int | None = None) -> None:
+        self._dtype, self._row = np.dtype(dtype), row
+        self._values = np.empty(0 if expected is None else expected * self._width + BOUNDARY, np.uint8)
+        self._filled = 0
+
+    @property
+    def _width(self) -> int:
+        return int(np.prod(self._row, dtype=np.int64)) * self._dtype.itemsize
+
+    def append(self, part: Array) -> None:
+        """Add the rows ``part`` (n, *row)."""
+        given = np.ascontiguousarray(part, self._dtype).reshape(-1).view(np.uint8)
+        end = self._filled + given.size
+        if end + BOUNDARY > self._values.size:
+            self._values.resize(end + end // 2 + BOUNDARY, refcheck=False)
+        self._values[self._filled : end] = given
+        self._filled = end
+
+    def finish(self, count: int) -> Array:
+        """The ``count`` rows, aligned where no pages have to move for that."""
+        skip = -self._values.ctypes.data % BOUNDARY
+        if skip:
+            ctypes.memmove(self._values.ctypes.data + skip, self._values.ctypes.data, self._filled)
+        return self._values[skip : skip + self._filled].view(self._dtype).reshape(count, *self._row)
