@@ -32,9 +32,9 @@ All but ``relative`` need losses ≥ 0. For losses that can be negative (a likel
 rank (``store="ranked"``), which takes ``loss`` as it is, or pass a function of your own, for instance ``lambda losses:
 np.exp(losses)``.
 
-A priority is any callable. What else a sampler looks for in one: ``keyed``, it is called with the losses and their
-samples' index; the methods of ``Remembering``, it is told of the losses that were accepted and has a state;
-``check_size``, it refuses a number of samples that does not suit it.
+A priority is any callable; it is given copies, so it may work in place. What else a sampler looks for in one:
+``keyed``, it is called with the losses and their samples' index; the methods of ``Remembering``, it is told of the
+losses that were accepted and has a state; ``check_size``, it refuses a number of samples that does not suit it.
 """
 
 from __future__ import annotations
@@ -284,11 +284,14 @@ def apply(priority: Priority, losses: Float64s, index: Int64s | None = None, *, 
 
 
 def _ask(priority: Priority, losses: Float64s, index: Int64s | None) -> npt.ArrayLike:
+    """What ``priority`` gives for a copy: it may work in place, and the losses are kept, or asked about again."""
+    if priority is loss:  # mostly, and it changes nothing
+        return loss(losses)
     if not getattr(priority, "keyed", False):
-        return priority(losses)
+        return priority(losses.copy())
     if index is None:
         raise ValueError(f"priority={describe(priority)} needs the index of each loss, got none; pass index=")
-    return priority(losses, index)
+    return priority(losses.copy(), index.copy())
 
 
 def _refuse(priority: Priority, losses: Float64s, values: Float64s, signed: bool) -> None:

@@ -231,6 +231,28 @@ def test_what_is_remembered_goes_by_sample_and_not_by_order_of_arrival():
     assert same(one.state_dict(), other.state_dict())
 
 
+@pytest.mark.parametrize("lag", [None, 1])
+def test_a_priority_that_works_in_place_leaves_the_losses(lag):
+    """It is asked twice about the same ones: when they come, and when they count."""
+
+    def halved(losses):
+        losses *= 0.5
+        return losses
+
+    given = np.array([4.0, 6.0, 8.0, 10.0])
+    sampler = a_sampler(priority=halved, losses=[2.0] * SIZE, feedback_lag=lag)
+    assert sampler.losses().tolist() == [2.0] * SIZE
+    assert sampler.priorities().tolist() == [1.0] * SIZE
+    draw = sampler.draw(4)
+    assert np.unique(draw.index).size == 4
+    sampler.update(draw.index, given, step=0)
+    assert sampler.losses()[draw.index].tolist() == [4.0, 6.0, 8.0, 10.0]
+    assert sampler.priorities()[draw.index].tolist() == [2.0, 3.0, 4.0, 5.0]
+    assert given.tolist() == [4.0, 6.0, 8.0, 10.0]
+    sampler.update([0, 0], [1.0, 3.0])  # merged, so that each is asked about as well
+    assert (sampler.losses()[0], sampler.priorities()[0]) == (2.0, 1.0)
+
+
 # --- keyed by index
 
 

@@ -212,6 +212,37 @@ def test_a_keyed_function_of_the_user_is_given_the_index():
     assert priorities.apply(Scaled(), np.array([2.0, 3.0]), np.array([5, 0])).tolist() == [10.0, 0.0]
 
 
+def halved_in_place(losses):
+    losses *= 0.5
+    return losses
+
+
+class ScrambledInPlace:
+    """Spoils all that it is given."""
+
+    keyed = True
+
+    def __call__(self, losses, index):
+        values = losses / 2.0
+        losses[:], index[:] = -1.0, 0
+        return values
+
+
+IN_PLACE = {
+    "plain": halved_in_place,
+    "keyed": ScrambledInPlace(),
+    "cut": priorities.clipped(1.0, halved_in_place),
+    "keyed, cut": priorities.clipped(1.0, ScrambledInPlace()),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_function_that_works_in_place_works_on_a_copy(name):
+    losses, index = np.array([4.0, 6.0]), np.array([3, 1])
+    assert priorities.apply(IN_PLACE[name], losses, index).tolist() == [2.0, 3.0]
+    assert (losses.tolist(), index.tolist()) == ([4.0, 6.0], [3, 1])
+
+
 # --- bounded and power
 
 
