@@ -120,12 +120,13 @@ class Sampler:
             if again is not None:
                 return again
             self._check_step()
+            self._record_what_is_due()  # mostly nothing, as all that could count does already
             columns = self._choose(count)
             draw = frozen(self._step, *columns)
             self._step += 1
             if self._ledger is not None:
                 self._ledger.hand_out(draw)
-                self._record_what_is_due()  # feedback that came early counts from the next draw on
+                self._record_what_can_count()  # feedback that came early counts from the next draw on
             return draw
 
     def rewind(self) -> None:
@@ -275,7 +276,7 @@ class Sampler:
         if self._ledger is not None and matched is not None:
             self._ledger.report(matched, losses)
             self._counts["late"] += index.size - sum(match.count for match in matched)
-            self._record_what_is_due()
+            self._record_what_can_count()
         else:
             self._record(learnt)
 
@@ -297,9 +298,21 @@ class Sampler:
                 self._step,
             )
 
+    def _record_what_can_count(self) -> None:
+        """Let the feedback count that the next draw uses; what is refused waits for that draw, which says so.
+
+        Each loss was taken by the priority when it came, but the mean of several may not be, or not by a priority
+        that has changed. The draw or the update that comes before cannot be taken back any more.
+        """
+        try:
+            self._record_what_is_due()
+        except Exception:
+            return
+
     def _record_what_is_due(self) -> None:
-        """Let the feedback count that the next draw uses."""
-        assert self._ledger is not None
+        """Let the feedback count that the next draw uses; what is refused stays in the ledger."""
+        if self._ledger is None:
+            return
         for flight in self._ledger.due(self._step):
             step = np.array([flight.draw.step], np.int64)
             self._record(self._prepare(flight.draw.index, flight.losses, step))

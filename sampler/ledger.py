@@ -140,12 +140,16 @@ class Ledger:
             match.flight.report(match.places, losses[match.which])
 
     def due(self, next_step: int) -> Iterator[Flight]:
-        """Take out the flights that the draw of ``next_step`` uses, in order, up to the first incomplete."""
+        """The flights that the draw of ``next_step`` uses, in order, up to the first incomplete.
+
+        Each is taken out when the next one is asked for, and stays where what is done with it fails.
+        """
         while self._flights:
             step = next(iter(self._flights))
             if step > next_step - self.lag or not self._flights[step].complete:
                 return
-            yield self._flights.pop(step)
+            yield self._flights[step]
+            del self._flights[step]
 
     def missing(self, next_step: int) -> tuple[int, int, int] | None:
         """``(step, reported, B)`` of the oldest draw that the draw of ``next_step`` still waits for."""

@@ -268,7 +268,7 @@ class ImportanceSampler(Sampler):
             known = np.flatnonzero(np.isfinite(losses))
             given = losses[known].astype(np.float64)
             derived = priorities.apply(changed, given, known, signed=self._store.signed)
-            self._check_waiting(changed)
+            self._check_waiting(changed, None if self._ledger is None else self._ledger.state_dict())
             memory = _memory(changed)
             if memory is not None:
                 memory.observe(given)
@@ -282,13 +282,13 @@ class ImportanceSampler(Sampler):
             if self._bound is not None:
                 self._bound.hold(self._store, np.arange(self._size))
 
-    def _check_waiting(self, priority: Priority) -> None:
-        """Refuse a ``priority`` that cannot take the losses that wait under a lag; a draw could not refuse them."""
-        if self._ledger is not None:
-            waiting = self._ledger.state_dict()
-            finite = waiting["reported"] & np.isfinite(waiting["losses"])
-            given, index = waiting["losses"][finite], waiting["index"][finite]
-            priorities.apply(priority, given, index, signed=self._store.signed)
+    def _check_waiting(self, priority: Priority, in_flight: dict[str, Any] | None) -> None:
+        """Refuse a ``priority`` that cannot take the losses that wait under a lag, or the next draw would."""
+        if self._ledger is not None and in_flight is not None:
+            losses = np.asarray(in_flight["losses"], np.float64)
+            finite = np.asarray(in_flight["reported"]) & np.isfinite(losses)
+            index = np.asarray(in_flight["index"])[finite]
+            priorities.apply(priority, losses[finite], index, signed=self._store.signed)
 
     def _kept_losses(self) -> Float32s:
         if self._losses is None:
@@ -318,6 +318,7 @@ class ImportanceSampler(Sampler):
             raise ValueError("samples are held down in it, and this sampler has no max_draws; make it with the same")
         faded = checks.whole("faded", state["faded"], least=0, most=self._size - 1)
         losses = self._losses if self._losses is None else checks.array("losses", state["losses"], self._losses)
+        self._check_waiting(self._priority, state["in_flight"])
         parts: list[tuple[Any, dict[str, Any]]] = [(self._store, state["store"])]
         if self._bound is not None:
             parts.append((self._bound, state["bound"]))

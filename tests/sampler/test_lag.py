@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from sampler import ImportanceSampler, UniformSampler
+from sampler import ImportanceSampler, UniformSampler, priorities
 
 from .lagging import (
     BATCH,
@@ -30,7 +30,7 @@ from .lagging import (
     run,
     told_exactly,
 )
-from .states import Unchanged, same_draw
+from .states import Unchanged, same, same_draw
 
 # --- the same draws whatever happens
 
@@ -249,6 +249,95 @@ def test_who_waits_is_woken(event):
     getattr(sampler, event)(*given)
     waiting.join(60)
     assert [again.step for again in made] == [1 if event == "update" else 0]
+
+
+# --- a priority that fails
+
+
+class FailsNow(RuntimeError):
+    pass
+
+
+class FailsAt:
+    """√ℓ, but the call of that number fails."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, losses):
+        self.left -= 1
+        if self.left == 0:
+            raise FailsNow
+        return np.sqrt(losses)
+
+
+def insist(sampler, method, *arguments):
+    """Once more where it fails, and then nothing must have changed."""
+    state = sampler.state_dict()
+    try:
+        return getattr(sampler, method)(*arguments)
+    except FailsNow:
+        assert same(state, sampler.state_dict())
+        return getattr(sampler, method)(*arguments)
+
+
+def run_insisting(failing, cut=False, **options):
+    """Ten draws, whose feedback comes in halves, the newer of two steps first."""
+    priority = priorities.clipped(0.7, failing, window=9) if cut else failing
+    options = {"first_pass": False, "scheme": "multinomial", "priority": priority, "seed": 0, **options}
+    sampler = ImportanceSampler(9, feedback_lag=2, **options)
+    made = []
+    for step in range(10):
+        made.append(insist(sampler, "draw", BATCH))
+        for draw in (made[-1], made[-2]) if step % 2 else ():
+            for half in (slice(0, 3), slice(3, BATCH)):
+                insist(sampler, "update", draw.index[half], feedback(draw)[half], draw.step)
+    return made
+
+
+@pytest.mark.parametrize("options", [{}, {"cut": True}, {"smoothing": 0.5, "max_draws": 2}])
+def test_a_priority_that_fails_once_changes_nothing(options):
+    """Whichever call it is: in a draw or in an update, when a loss comes or when it counts."""
+    expected = run_insisting(FailsAt(0), **options)
+    number, failed = 0, True
+    while failed:
+        number += 1
+        priority = FailsAt(number)
+        assert_same_draws(run_insisting(priority, **options), expected)
+        failed = priority.left <= 0
+    assert number > 20
+
+
+def test_a_mean_that_the_priority_refuses_is_said_by_the_draw_that_needs_it():
+    """Each of the losses 1 and 3 was fine; the mean of the two is not."""
+
+    def not_two(losses):
+        return np.where(losses == 2.0, np.nan, losses)
+
+    sampler = ImportanceSampler(1, feedback_lag=1, first_pass=False, priority=not_two, keep_losses=True, seed=0)
+    sampler.draw(2)
+    sampler.update([0, 0], [1.0, 3.0], step=0)
+    for _ in range(2):
+        with Unchanged(sampler), pytest.raises(ValueError, match=r"got nan for a loss of 2\.0; mend the priority"):
+            sampler.draw(2)
+    assert sampler.summary()["in_flight"] == 1
+    sampler.set_priority("loss")
+    assert sampler.draw(2).step == 1
+    assert sampler.losses().tolist() == [2.0]
+
+
+def test_feedback_that_is_there_counts_after_a_change_to_a_shorter_lag():
+    patient = ImportanceSampler(4, feedback_lag=3, first_pass=False, seed=0)
+    draws = [patient.draw(4) for _ in range(3)]
+    for draw in draws:
+        patient.update(draw.index, [1.0, 1.0, 1.0, 1.0 + draw.step], step=draw.step)
+    hasty = ImportanceSampler(4, feedback_lag=1, first_pass=False, seed=0)
+    hasty.load_state_dict(patient.state_dict())
+    assert sorted(hasty.priorities()) == [1.0, 1.0, 1.0, 1.0]  # the steps 1 and 2 still wait
+    draw = hasty.draw(4)
+    assert hasty.priorities()[draws[2].index[3]] == 3.0
+    p = 0.7 * hasty.priorities() / hasty.priorities().sum() + 0.3 / 4
+    np.testing.assert_allclose(draw.probability, p[draw.index], rtol=1e-6)
 
 
 # --- what can be seen meanwhile

@@ -208,6 +208,19 @@ def test_a_state_with_a_draw_in_flight_of_samples_there_are_not():
     refused(sampler, state, r"damaged .*index must be in \[0, 30\), got 30 at position 2")
 
 
+def test_a_state_with_losses_in_flight_that_the_priority_does_not_take():
+    """Or the draw in which they count would refuse them."""
+    sampler = ImportanceSampler(30, feedback_lag=2, seed=1)
+    draws = [sampler.draw(4) for _ in range(2)]
+    sampler.update(draws[1].index, [1.0, 2.0, 3.0, np.nan], step=1)  # waits for step 0
+    state = sampler.state_dict()
+    state["in_flight"]["losses"][6] = -3.0
+    refused(sampler, state, r"needs losses ≥ 0, got -3")
+    state["in_flight"]["losses"][6] = 3.0
+    state["in_flight"]["losses"][0] = -1.0  # not reported: no loss at all
+    sampler.load_state_dict(state)
+
+
 def test_a_state_moves_between_lag_and_none():
     lagged = ImportanceSampler(30, feedback_lag=2, seed=1)
     wander(lagged, np.random.default_rng(0), 9)
