@@ -42,8 +42,9 @@ from sampler import Draw, checks
 
 PATIENCE = 0.02  # seconds a call waits for feedback before it gives the thread back
 LEAST_AHEAD, MOST_AHEAD = 2, 32  # batches drawn ahead by default
-MOST_BYTES = 1 << 22  # taken outside the graph in one call
-TOGETHER_BYTES = 1 << 20  # up to which the batches of one call are gathered together
+CALL_BYTES = 1 << 22  # that one call brings from outside the graph
+TOGETHER_BYTES = 1 << 22  # up to which the batches of one call are gathered together
+BUFFER_BYTES = 1 << 24  # of batches gathered ahead, if there is more than one
 GRACE = 0.02  # seconds for calls on their way, when the program ends
 COLUMNS = {"index": tf.int64, "weight": tf.float32, "probability": tf.float32, "step": tf.int64}
 
@@ -75,12 +76,12 @@ def importance_sampling(
         map_fn: called with each element by itself, after the draw, as ``Dataset.map`` calls it: for decoding and
             augmentation. What it returns takes the element's place.
         num_parallel_calls: calls of ``map_fn`` at the same time; None lets ``tf.data`` choose. The order stays.
-        prefetch: batches drawn ahead of training, ≥ 0. None: a tenth of an epoch, at least 2 and at most 32, or fewer
-            where a short ``feedback_lag`` demands it. Each call into Python draws as many as there is room for, so more
-            is faster, most of all for small batches. A draw made ahead does not know the losses of the batches
-            before it that are not trained on yet. Its weight is right all the same, and where this is a small share of
-            an epoch it makes no difference: a sample is drawn about once in an epoch, so its loss is half an
-            epoch old on average.
+        prefetch: batches drawn ahead of training at most, ≥ 0. None: a tenth of an epoch, at least 2 and at most 32, or
+            fewer where a short ``feedback_lag`` demands it, or where each batch takes long to fetch. A call into
+            Python takes a fifth of a millisecond and draws as many batches as there is room for, so
+            more is faster, most of all for small ones. A draw made ahead does not know the losses of the
+            batches before it that are not trained on yet. Its weight is right all the same, and up to a tenth of an
+            epoch hardly matters: a sample is drawn about once in an epoch, so its loss is half an epoch old anyway.
 
     Applying it raises ``ValueError`` where the number of elements is not the sampler's, for an infinite dataset, and
     for one that is shuffled anew each time.
@@ -156,15 +157,17 @@ class _Plan(NamedTuple):
 
 
 def _plan(source: Source, batch_size: int, prefetch: int | None, lag: int | None, steps: int) -> _Plan:
-    """Draw as much as possible in each call; no more than fits into the caches, where its samples come from outside.
+    """Draw as many batches in one call as may be ahead, and gather a quarter of these ahead.
 
-    With a lag of k at most k - 1 batches are drawn ahead, or draws would wait for their own training.
+    No more are drawn at once than fit into the caches, where their samples come from outside the graph, and no more
+    gathered than some megabytes. With a lag of k at most k - 1 batches are ahead, or draws would wait for their own
+    training.
     """
     most = math.inf if lag is None else lag - 1
-    room = max(1, MOST_BYTES // max(1, source.outside * batch_size)) if source.stackable else 1
+    room = max(1, CALL_BYTES // max(1, source.outside * batch_size)) if source.stackable else 1
     if prefetch is None:
-        default = int(min(max(LEAST_AHEAD, min(MOST_AHEAD, steps // 10)), most))
-        ahead = min(default, max(LEAST_AHEAD, room))
+        ahead = int(min(max(LEAST_AHEAD, min(MOST_AHEAD, steps // 10)), most))
+        ahead = min(ahead, max(LEAST_AHEAD, room))
     else:
         ahead = checks.whole("prefetch", prefetch, least=0)
         if ahead > most:
@@ -172,9 +175,11 @@ def _plan(source: Source, batch_size: int, prefetch: int | None, lag: int | None
                 f"prefetch={ahead} needs a feedback_lag of at least {ahead + 1}, got {lag}: a draw made that far "
                 "ahead cannot know the feedback it must use; lower prefetch or raise feedback_lag"
             )
-    at_once = min(max(ahead, 1), room)
-    bytes_at_once = at_once * batch_size * source.inside
-    return _Plan(at_once, ahead - at_once + 1 if ahead else 0, source.stackable and bytes_at_once <= TOGETHER_BYTES)
+    batch_bytes = max(1, source.inside * batch_size)
+    buffered = min(ahead, max(1, min(ahead // 4, BUFFER_BYTES // batch_bytes)))
+    at_once = min(ahead - buffered + 1, room)
+    together = source.stackable and at_once * batch_bytes <= TOGETHER_BYTES
+    return _Plan(at_once, ahead - at_once + 1, together)
 
 
 def _check_parts(data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import num_samples, sources
+from pipeline import columns, importance_dataset, memory, num_samples, reading, sources
 from pipeline.sources import as_source
+from sampler import ImportanceSampler
 
 N, B, ROUNDS = 23, 5, 60
 Data = tuple[Any, tf.data.Dataset]  # what is wrapped, and a dataset of the same elements
@@ -133,7 +135,7 @@ def drawn(source: sources.Source, index: np.ndarray) -> tf.data.Dataset:
     """Batches of the samples ``index`` (rounds, B), made in a graph as the generator makes them."""
 
     def batch(row: tf.Tensor) -> Any:
-        return source.pack(tf.numpy_function(source.take, [row], source.dtypes), index.shape[1])
+        return source.pack(tf.numpy_function(source.take, [row], source.dtypes) if source.dtypes else [], row)
 
     return tf.data.Dataset.from_tensor_slices(index).map(batch)
 
@@ -160,7 +162,7 @@ def random_batches() -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", 4)  # so that a few elements take several reads
+    monkeypatch.setattr(reading, "CHUNK_ELEMENTS", 4)  # so that a few elements take several reads
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,7 +203,7 @@ def test_sparse_elements_of_other_shapes() -> None:
 
 def test_the_order_of_elements_is_kept() -> None:
     kept = as_source(tf.data.Dataset.range(100, 100 + N))
-    np.testing.assert_array_equal(kept.take(np.arange(N))[0], np.arange(100, 100 + N))
+    np.testing.assert_array_equal(kept.pack([], tf.range(N)), np.arange(100, 100 + N))
 
 
 def test_one_sample_twice_in_a_batch() -> None:
@@ -213,10 +215,46 @@ def test_one_sample_twice_in_a_batch() -> None:
 # --- arrays are not copied ------------------------------------------------------------------------
 
 
-def test_arrays_are_not_copied() -> None:
-    x, y = ramp(np.float32, 4), ramp(np.int64)
-    source = as_source({"x": x, "y": y})
-    assert all(np.shares_memory(column.array, array) for column, array in zip(source.columns, (x, y), strict=True))
+def held(column: Any) -> np.ndarray:
+    """The memory a column of one shape reads."""
+    return seen(column.tensor) if isinstance(column, columns.TensorColumn) else column.array
+
+
+def seen(tensor: tf.Tensor) -> np.ndarray:
+    """The memory of a tensor; ``numpy()`` would be a copy."""
+    return np.asarray(memoryview(tensor))
+
+
+@pytest.mark.parametrize("skip", [0, 8, 16, 64])
+def test_arrays_are_not_copied(skip: int) -> None:
+    raw = memory.aligned((N * 16 + skip,), np.uint8)
+    x = raw[skip:].view(np.float32).reshape(N, 4)
+    x[:] = ramp(np.float32, 4)
+    source = as_source({"x": x, "y": np.arange(N)})
+    assert np.shares_memory(held(source.columns[0]), x)
+    assert isinstance(source.columns[0], columns.TensorColumn if skip % 64 == 0 else columns.DenseColumn)
+    x += 1  # what is written later is seen
+    for batch, row in zip(drawn(source, random_batches()), random_batches(), strict=True):
+        np.testing.assert_array_equal(batch["x"], ramp(np.float32, 4)[row] + 1)
+
+
+def test_an_array_lives_as_long_as_it_is_drawn_from() -> None:
+    array = memory.aligned((N, 1000), np.float32)
+    array[:] = 7.0
+    source = as_source(array)
+    del array
+    gc.collect()
+    other = memory.aligned((N, 1000), np.float32)  # would take the place of memory that was given back
+    other[:] = 1.0
+    np.testing.assert_array_equal(source.pack([], tf.range(N)), np.full((N, 1000), 7.0))
+
+
+def test_tensors_that_were_sliced_are_not_copied() -> None:
+    x = tf.constant(ramp(np.float32, 4))
+    dataset = tf.data.Dataset.from_tensor_slices((x, WORDS))
+    source = as_source(dataset)
+    assert np.shares_memory(held(source.columns[0]), seen(next(iter(dataset._tensors))))
+    assert source.dtypes == []
 
 
 def test_memory_maps_stay_on_disk(tmp_path: Path) -> None:
@@ -224,10 +262,46 @@ def test_memory_maps_stay_on_disk(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", values)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     source, index = as_source((mapped, ramp(np.int64))), random_batches()
-    assert np.shares_memory(source.columns[0].array, mapped)
+    assert np.shares_memory(held(source.columns[0]), mapped)
     for (x, y), row in zip(drawn(source, index), index, strict=True):
         np.testing.assert_array_equal(x, values[row])
         np.testing.assert_array_equal(y, row)
+
+
+def test_a_memory_map_of_more_than_four_gigabytes(tmp_path: Path) -> None:
+    """Sparse, so that it takes no room on disk."""
+    rows, width = 70_000, 1 << 16
+    mapped = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (rows, width))
+    some = np.array([0, 1, 32_767, 32_768, 65_535, 65_536, rows - 1])
+    mapped[some, -1] = some % 251 + 1
+    mapped.flush()
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert mapped.nbytes > 4 << 30
+    sampler = ImportanceSampler(rows, losses=np.isin(np.arange(rows), some).astype(float), uniform_fraction=0.0, seed=0)
+    for through in (mapped, mapped[:, : width - 1 : 2], (mapped, np.arange(rows))):
+        train = importance_dataset(through, sampler, 7)
+        for x, *_, sampling in train.take(3):
+            np.testing.assert_array_equal(np.sort(sampling["index"]), some)
+            if x.shape == (7, width):
+                np.testing.assert_array_equal(x.numpy()[:, -1], sampling["index"].numpy() % 251 + 1)
+
+
+def test_lists_of_arrays_count_as_tuples() -> None:
+    x, y = ramp(np.float32, 2), ramp(np.int64)
+    assert as_source([x, y]).spec == (None, None)
+    assert as_source(([x, x], {"y": [y]})).spec == ((None, None), {"y": (None,)})
+    for got, row in zip(drawn(as_source([x, y]), random_batches()), random_batches(), strict=True):
+        assert_same_values(got, (tf.constant(x[row]), tf.constant(y[row])))
+
+
+@pytest.mark.parametrize("make", [lambda: ragged(2), lambda: sparse(3, 4)], ids=["ragged", "sparse"])
+def test_ragged_and_sparse_tensors(make: Callable[[], Any]) -> None:
+    tensor, index = make(), random_batches()
+    ours = drawn(as_source((tensor, ramp(np.int64))), index)
+    theirs = rebatched(tf.data.Dataset.from_tensor_slices((tensor, ramp(np.int64))), index)
+    assert ours.element_spec == theirs.element_spec
+    for got, expected in zip(ours, theirs, strict=True):
+        assert_same_values(got, expected)
 
 
 # --- objects with __getitem__ ---------------------------------------------------------------------
@@ -521,4 +595,4 @@ def test_a_shuffle_before_the_wrap_is_refused(kind: str) -> None:
 def test_a_shuffle_that_moves_nothing_is_taken(dataset: Callable[[], tf.data.Dataset]) -> None:
     data = dataset()
     source = as_source(data)
-    assert list(source.take(np.arange(len(source)))[0]) == list(data.as_numpy_iterator())
+    assert source.pack([], tf.range(len(source))).numpy().tolist() == list(data.as_numpy_iterator())
