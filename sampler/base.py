@@ -419,7 +419,7 @@ class Sampler:
         """Everything, as a dict of numbers, strings, arrays and dicts of these; copies throughout. O(N).
 
         Loaded into a sampler made with the same arguments, the draws go on as if nothing had happened; those in flight
-        under a lag are handed out again first.
+        under a lag are handed out again first. After a ``set_priority`` the other sampler needs the same one.
         """
         with self._lock:
             return {
@@ -443,11 +443,12 @@ class Sampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave.
 
-        Raises ``ValueError`` for the state of another kind of sampler, another number of samples or a newer
-        format, and for one that is damaged; nothing is changed then.
+        Raises ``ValueError`` for the state of another kind of sampler, another number of samples, a newer
+        format or an option that differs (``store``, ``priority``, ``max_draws``, ``keep_losses``), and for one that is
+        damaged; nothing is changed then.
         """
-        self._check_state(state)
         with self._lock:
+            self._check_state(state)
             try:
                 attributes = self._read_state(state)
                 self._load_own_state(state)  # the last thing that can be refused

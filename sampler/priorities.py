@@ -249,11 +249,16 @@ def _resolve(priority: str | Priority) -> Priority:
 
 
 def describe(priority: Priority) -> str:
-    """How ``priority`` is written: ``'loss'``, ``power(0.6)``, or the name of a user's function."""
+    """How ``priority`` is written: ``'loss'``, ``power(0.6)``, or the name of a user's function or of its class.
+
+    The same in every process, so that a state can tell which it is of.
+    """
     for name, function in NAMED.items():
         if priority is function:
             return repr(name)
-    return str(getattr(priority, "__name__", repr(priority)))
+    if isinstance(priority, (Power, Relative, Clipped)):
+        return repr(priority)
+    return str(getattr(priority, "__name__", type(priority).__name__))
 
 
 def apply(priority: Priority, losses: Float64s, index: Int64s | None = None, *, signed: bool = False) -> Float64s:

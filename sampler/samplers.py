@@ -102,6 +102,7 @@ class ImportanceSampler(Sampler):
         seed: int | None = None,
     ) -> None:
         self._priority = priorities.resolve(priority, num_samples)
+        self._made_with = self._priority
         self._memory = _memory(self._priority)
         self.uniform_fraction = checks.number("uniform_fraction", uniform_fraction, 0.0, 1.0)
         self.smoothing = checks.number("smoothing", smoothing, 0.0, 1.0, top_open=True)
@@ -260,7 +261,8 @@ class ImportanceSampler(Sampler):
         The losses are kept, not the priorities turned back, so that no function is ever applied to what another has
         made of a loss. What ``smoothing`` and ``forget`` had mixed into a priority is gone; a sample without a loss
         keeps the priority it has. Raises ``ValueError`` without ``keep_losses=True`` and for losses that ``priority``
-        cannot take; nothing is changed then.
+        cannot take; nothing is changed then. A state from before is taken back with the priority the sampler was
+        made with.
         """
         changed = priorities.resolve(priority, self._size)
         with self._lock:
@@ -306,6 +308,7 @@ class ImportanceSampler(Sampler):
 
     def _own_state(self) -> dict[str, Any]:
         return {
+            "options": self._options(),
             "store": self._store.state_dict(),
             "priority": None if self._memory is None else self._memory.state_dict(),
             "losses": None if self._losses is None else self._losses.copy(),
@@ -313,19 +316,61 @@ class ImportanceSampler(Sampler):
             "faded": self._faded,
         }
 
+    def _options(self) -> dict[str, Any]:
+        """The options without which a state makes no sense."""
+        return {
+            "store": _describe(self._store),
+            "priority": priorities.describe(self._priority),
+            "max_draws": None if self._bound is None else self._bound.max_draws,
+        }
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        super()._check_state(state)
+        theirs, ours = self._options_of(state), self._options()
+        for name in ("store", "max_draws"):
+            if name in theirs and theirs[name] != ours[name]:
+                raise _differs(name, theirs[name], ours[name])
+        if self._losses is not None and state.get("losses", ()) is None:
+            raise _differs("keep_losses", False, True)
+        if "priority" in state:
+            self._priority_of(state)
+
+    def _options_of(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The options that ``state`` is of; of one from before they were written down, what its parts tell."""
+        if isinstance(state.get("options"), dict):
+            return dict(state["options"])
+        told: dict[str, Any] = {}
+        store = state.get("store")
+        if isinstance(store, dict) and type(self._store) in STORES.values():
+            ranked = "alpha" in store
+            told["store"] = f"RankedStore(alpha={store['alpha']})" if ranked else "ProportionalStore"
+        if "bound" in state and (state["bound"] is None) != (self._bound is None):
+            told["max_draws"] = None if self._bound is not None else "a number"
+        return told
+
+    def _priority_of(self, state: dict[str, Any]) -> Priority:
+        """The priority that ``state`` is of: the one there is, or the one before ``set_priority``."""
+        written, remembers = self._options_of(state).get("priority"), state["priority"] is not None
+        for priority in (self._priority, self._made_with):
+            alike = priorities.describe(priority) == written
+            if alike or (written is None and remembers == (_memory(priority) is not None)):
+                return priority
+        kind = written or ("one that remembers losses, as 'clipped' does" if remembers else "one without a memory")
+        raise _differs("priority", kind, priorities.describe(self._priority), " or call set_priority with it first,")
+
     def _load_own_state(self, state: dict[str, Any]) -> None:
-        if self._bound is None and state["bound"] is not None:
-            raise ValueError("samples are held down in it, and this sampler has no max_draws; make it with the same")
         faded = checks.whole("faded", state["faded"], least=0, most=self._size - 1)
         losses = self._losses if self._losses is None else checks.array("losses", state["losses"], self._losses)
-        self._check_waiting(self._priority, state["in_flight"])
+        priority = self._priority_of(state)
+        memory = _memory(priority)
+        self._check_waiting(priority, state["in_flight"])
         parts: list[tuple[Any, dict[str, Any]]] = [(self._store, state["store"])]
         if self._bound is not None:
             parts.append((self._bound, state["bound"]))
-        if self._memory is not None:
-            parts.append((self._memory, state["priority"]))
+        if memory is not None:
+            parts.append((memory, state["priority"]))
         _load_all(parts)
-        self._faded, self._losses = faded, losses
+        self._faded, self._losses, self._priority, self._memory = faded, losses, priority, memory
 
 
 class UniformSampler(Sampler):
@@ -381,6 +426,17 @@ def _store(store: str | PriorityStore, size: int, initial_priority: float) -> Pr
     if len(store) != size:
         raise ValueError(f"store must hold {size} samples, got one of {len(store)}")
     return store
+
+
+def _describe(store: PriorityStore) -> str:
+    return f"RankedStore(alpha={store.alpha})" if isinstance(store, RankedStore) else type(store).__name__
+
+
+def _differs(name: str, theirs: Any, ours: Any, mend: str = "") -> ValueError:
+    return ValueError(
+        f"the state is of a sampler with {name}={theirs}, this one has {name}={ours}; make it with the same,{mend} or "
+        "start again"
+    )
 
 
 def _memory(priority: Priority) -> Remembering | None:

@@ -69,13 +69,6 @@ def test_without_keep_losses_there_are_none():
             ask()
 
 
-def test_a_state_without_losses_is_refused_where_they_are_kept():
-    keeps, forgets = a_sampler(), a_sampler(keep_losses=False)
-    with Unchanged(keeps), pytest.raises(ValueError, match="damaged"):
-        keeps.load_state_dict(forgets.state_dict())
-    forgets.load_state_dict(keeps.state_dict())  # the other way nothing is lost that was asked for
-
-
 def test_under_a_lag_a_loss_is_kept_when_it_counts():
     sampler = a_sampler(feedback_lag=2)
     draws = [sampler.draw(SIZE) for _ in range(2)]
@@ -198,7 +191,7 @@ def test_a_cut_is_filled_from_the_kept_losses(quantile):
     np.testing.assert_allclose(sampler.priorities(), [*np.minimum(LOSSES, cut), 2.0], rtol=1e-6)
     state = sampler.state_dict()
     assert sorted(state["priority"]["values"].tolist()) == sorted(LOSSES.tolist())
-    other = a_sampler(priority="clipped")
+    other = a_sampler(priority=priorities.clipped(quantile))
     other.load_state_dict(state)
     assert same(other.state_dict(), state)
 

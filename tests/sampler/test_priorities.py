@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,14 @@ def test_a_long_reference_is_written_in_short():
 @pytest.mark.parametrize("name", priorities.NAMED)
 def test_each_name_is_written_as_it_is_given(name):
     assert priorities.describe(priorities.resolve(name)) == repr(name)
+
+
+def test_what_is_written_is_the_same_in_every_process():
+    """A state tells by it which priority it is of, so no address may be in it."""
+    assert priorities.describe(ScrambledInPlace()) == "ScrambledInPlace"
+    assert priorities.describe(functools.partial(np.power, 2.0)) == "partial"
+    inner = priorities.clipped(0.5, ScrambledInPlace(), window=3)
+    assert priorities.describe(inner) == "clipped(0.5, ScrambledInPlace, window=3)"
 
 
 def test_a_name_that_has_a_state_is_made_anew():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sampler import ImportanceSampler, UniformSampler
+from sampler import ImportanceSampler, RankedStore, UniformSampler, priorities
 
 from .siblings import HAS_PASSES, SIBLINGS, losses_of, train, wander
 from .states import Unchanged, same, same_draw
@@ -100,7 +101,7 @@ def test_a_state_with_something_missing(make):
     state = sampler.state_dict()
     for name in state:
         unused = name in ("priority", "losses", "bound") and state[name] is None
-        if name not in ("format", "sampler", "num_samples") and not unused:
+        if name not in ("format", "sampler", "num_samples", "options") and not unused:
             refused(other, {key: value for key, value in state.items() if key != name}, f"damaged .*{name}")
     refused(other, {key: value for key, value in state.items() if key != "sampler"}, "the state of a None")
     refused(other, {key: value for key, value in state.items() if key != "num_samples"}, "of None samples")
@@ -121,7 +122,8 @@ def test_a_state_with_an_array_of_another_shape_or_kind(make):
     for name, value in state.items():
         if isinstance(value, np.ndarray):
             for wrong in (value[:-1], value[None], value.ravel()[0], value.astype(str), None, value + 0.5j):
-                refused(other, {**state, name: wrong}, "damaged")
+                words = "keep_losses=False" if name == "losses" and wrong is None else "damaged"
+                refused(other, {**state, name: wrong}, words)
     refused(other, {**state, "newest": state["newest"] - 10}, "damaged .*newest must be at least -1")
     beyond = state["newest"].astype(np.int64) + 2**32  # which a cast would make what it was
     refused(other, {**state, "newest": beyond}, "damaged .*newest must be in the range of int32, got 4294967")
@@ -219,6 +221,101 @@ def test_a_state_with_losses_in_flight_that_the_priority_does_not_take():
     state["in_flight"]["losses"][6] = 3.0
     state["in_flight"]["losses"][0] = -1.0  # not reported: no loss at all
     sampler.load_state_dict(state)
+
+
+# Two samplers that differ in one option, and how the state of the one is refused by the other, and the other way.
+OTHER_OPTIONS = {
+    "ranks": ({"store": "ranked"}, {}, r"store=RankedStore\(alpha=0.7\)", "store=ProportionalStore"),
+    "other ranks": (
+        {"store": RankedStore(30, alpha=0.5)},
+        {"store": "ranked"},
+        r"store=RankedStore\(alpha=0.5\)",
+        r"store=RankedStore\(alpha=0.7\)",
+    ),
+    "a cut": ({"priority": "clipped"}, {}, r"priority=clipped\(0.95, 'loss', window=10000\)", "priority='loss'"),
+    "other cuts": (
+        {"priority": priorities.clipped(0.5)},
+        {"priority": priorities.clipped(0.9)},
+        r"priority=clipped\(0.5, .*\)",
+        r"priority=clipped\(0.9, .*\)",
+    ),
+    "a root": ({"priority": "sqrt"}, {"priority": priorities.power(0.6)}, "priority='sqrt'", r"priority=power\(0.6\)"),
+    "a function": ({"priority": math.exp}, {}, "priority=exp", "priority='loss'"),
+    "a bound": ({"max_draws": 2}, {}, "max_draws=2", "max_draws=None"),
+    "other bounds": ({"max_draws": 2}, {"max_draws": 3}, "max_draws=2", "max_draws=3"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_OPTIONS)
+def test_the_state_of_another_option(name):
+    *options, said, said_back = OTHER_OPTIONS[name]
+    one, other = (ImportanceSampler(30, seed=1, **option) for option in options)
+    states = one.state_dict(), other.state_dict()
+    words = "the state is of a sampler with {}, this one has {}; make it with the same, .*or start again"
+    refused(other, states[0], words.format(said, said_back))
+    refused(one, states[1], words.format(said_back, said))
+
+
+def test_losses_that_a_state_does_not_keep():
+    keeps, forgets = (ImportanceSampler(30, seed=1, keep_losses=keep) for keep in (True, False))
+    refused(keeps, forgets.state_dict(), "with keep_losses=False, this one has keep_losses=True; make it with the same")
+    forgets.load_state_dict(keeps.state_dict())  # nothing is lost that was asked for
+
+
+def without_options(sampler):
+    state = sampler.state_dict()
+    return {name: state[name] for name in state if name != "options"}
+
+
+def test_a_state_from_before_options_were_written_down(make):
+    sampler, other = make(30, seed=1), make(30, seed=2)
+    wander(sampler, np.random.default_rng(0), 9)
+    other.load_state_dict(without_options(sampler))
+    assert same(other.state_dict(), sampler.state_dict())
+
+
+def test_what_the_parts_of_a_state_tell_of_its_options():
+    plain = ImportanceSampler(30, seed=1)
+    for options, words in [
+        ({"store": "ranked"}, r"store=RankedStore\(alpha=0.7\), this one has store=ProportionalStore"),
+        ({"priority": "clipped"}, "priority=one that remembers losses, .* this one has priority='loss'"),
+    ]:
+        other = ImportanceSampler(30, seed=1, **options)
+        refused(plain, without_options(other), words)
+        refused(other, without_options(plain), "the state is of a sampler with .*, this one has")
+    bounded = ImportanceSampler(30, seed=1, max_draws=2)
+    refused(bounded, without_options(plain), "max_draws=None, this one has max_draws=2")
+    refused(plain, without_options(bounded), "max_draws=a number, this one has max_draws=None")
+
+
+CHANGES = {
+    "'sqrt'": lambda: "sqrt",
+    "clipped(0.95, 'loss', window=10000)": lambda: "clipped",
+    "clipped(0.5, 'loss', window=10000)": lambda: priorities.clipped(0.5),
+    "<lambda>": lambda: lambda losses: losses + 1,
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+@pytest.mark.parametrize("first", ["loss", "clipped"])
+def test_a_state_from_before_and_after_the_priority_was_changed(first, changed):
+    sampler = ImportanceSampler(30, priority=first, keep_losses=True, seed=1)
+    wander(sampler, np.random.default_rng(0), 12)
+    before = sampler.state_dict()
+    sampler.set_priority(CHANGES[changed]())
+    wander(sampler, np.random.default_rng(1), 5)
+    after = sampler.state_dict()
+    sampler.load_state_dict(before)  # and the priority is that of before
+    assert same(sampler.state_dict(), before)
+    other = ImportanceSampler(30, priority=first, keep_losses=True, seed=2)
+    if priorities.describe(priorities.resolve(first)) != changed:
+        refused(other, after, r"make it with the same, or call set_priority with it first")
+        refused(sampler, after, r"make it with the same, or call set_priority with it first")
+    for each in (other, sampler):
+        each.set_priority(CHANGES[changed]())
+        each.load_state_dict(after)
+        assert same(each.state_dict(), after)
+    assert all(map(same_draw, *(wander(each, np.random.default_rng(2), 9) for each in (other, sampler))))
 
 
 def test_a_state_moves_between_lag_and_none():
