@@ -119,8 +119,10 @@ class Sampler:
             again = self._hand_out_again(count)
             if again is not None:
                 return again
-            self._check_step()
-            self._record_what_is_due()  # mostly nothing, as all that could count does already
+            if self._step >= checks.LARGEST_STEP:
+                raise _no_step_left(self._step)
+            if self._ledger is not None:
+                self._record_what_is_due()  # mostly nothing, as all that could count does already
             columns = self._choose(count)
             draw = frozen(self._step, *columns)
             self._step += 1
@@ -156,13 +158,6 @@ class Sampler:
 
     def _new_keys(self) -> npt.NDArray[np.uint64]:
         return self._generator.integers(0, 2**64, 2 * batches.MIXING_ROUNDS, dtype=np.uint64, endpoint=False)
-
-    def _check_step(self) -> None:
-        if self._step >= checks.LARGEST_STEP:
-            raise OverflowError(
-                f"{self._step} draws were made, and feedback could not name the step of another; go on with a new "
-                "sampler, which losses= starts from the losses known"
-            )
 
     def _hand_out_again(self, count: int) -> Draw | None:
         draw = None if self._ledger is None else self._ledger.again()
@@ -246,9 +241,9 @@ class Sampler:
         values = checks.per_sample("losses", losses, indices.size)
         if score is not None:
             checks.per_sample("score", score, indices.size)
+        steps = checks.steps(step, indices.size)
         if indices.size == 0:
             return
-        steps = checks.steps(step, indices.size)
         with self._lock:
             self._learn(indices, values, steps)
             if self._ledger is not None:
@@ -311,8 +306,7 @@ class Sampler:
 
     def _record_what_is_due(self) -> None:
         """Let the feedback count that the next draw uses; what is refused stays in the ledger."""
-        if self._ledger is None:
-            return
+        assert self._ledger is not None
         for flight in self._ledger.due(self._step):
             step = np.array([flight.draw.step], np.int64)
             self._record(self._prepare(flight.draw.index, flight.losses, step))
@@ -513,3 +507,10 @@ class Sampler:
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _no_step_left(step: int) -> OverflowError:
+    return OverflowError(
+        f"{step} draws were made, and feedback could not name the step of another; go on with a new sampler, which "
+        "losses= starts from the losses known"
+    )

@@ -84,8 +84,8 @@ def merge(
     each. O(B).
 
     To find a sample again that came before, no table is needed: where ``newest`` holds its step, -1 or more, the number
-    of its entry stands for the time being, as -2 or less. In the end ``newest`` is as it was. A number that names no
-    entry, which nothing here writes, counts as a step: whatever ``newest`` holds, no memory but the arrays' is touched.
+    of its entry stands for the time being, as -2 or less. In the end ``newest`` is as it was. A sample whose number
+    names no entry, which nothing here writes, is passed over: no memory but the arrays' is touched, whatever they hold.
 
     The order of the reports makes no difference to a sample's mean, not even in its last bit: a sum of two
     does not depend on their order, and where a sample came more often, its losses are added in ascending order.
@@ -99,14 +99,13 @@ def merge(
     for report in range(index.size):
         sample = index[report] & NATURAL
         known = newest[sample]
-        entry = np.int64(-2) - known
-        entered = 0 <= entry < count
         step = steps[report * stride]
         if not np.isfinite(losses[report]):
             continue
-        if step < (former[entry] if entered else known):
-            late += 1
-        elif not entered:
+        if known >= -1:
+            if step < known:
+                late += 1
+                continue
             merged_index[count] = sample
             merged_loss[count] = losses[report]
             merged_step[count] = step
@@ -114,7 +113,11 @@ def merge(
             repeats[count] = 1
             newest[sample] = -2 - count
             count += 1
-        else:
+        elif -2 - known < count:
+            entry = -2 - known
+            if step < former[entry]:
+                late += 1
+                continue
             if repeats[entry] == 1:
                 merged_loss[entry] *= SCALE
             repeats[entry] += 1
@@ -149,7 +152,7 @@ def _add_ascending(
     stride = 1 if steps.size > 1 else 0
     for report in range(index.size):
         entry = np.int64(-2) - newest[index[report]]
-        if not 0 <= entry < merged_loss.size or repeats[entry] < 3:
+        if not 0 <= entry < merged_loss.size or repeats[entry] < 3 or filled[entry] == first[entry + 1]:
             continue
         if steps[report * stride] < former[entry] or not np.isfinite(losses[report]):
             continue

@@ -53,6 +53,13 @@ def number(name: str, value: Any, least: float, most: float, *, top_open: bool =
     return result
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False; ``TypeError`` for what would only count as one of them."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def distinct(count: int, size: int) -> None:
     """``ValueError`` where ``count`` distinct samples are more than the ``size`` there are."""
     if count > size:
@@ -64,17 +71,33 @@ def distinct(count: int, size: int) -> None:
 
 def indices(index: npt.ArrayLike, size: int) -> Int64s:
     """A copy of ``index`` as (B,) int64 in [0, size)."""
-    given = np.asarray(index)
+    try:
+        given = np.asarray(index)
+    except ValueError as error:
+        raise no_array("index", error) from error
     if given.dtype.kind not in "iu" and given.size:
         hint = "use np.flatnonzero(mask)" if given.dtype.kind == "b" else "use .astype(np.int64)"
         raise TypeError(f"index must be integers, got dtype {given.dtype}; {hint}")
     if given.ndim != 1:
         raise ValueError(f"index must have shape (B,), got shape {given.shape}; use index.reshape(-1)")
-    result = given.astype(np.int64)
+    result = given.astype(np.int64)  # of uint64, what is too large becomes negative, and so is outside as well
     outside = batches.stranger(result, size)
     if outside >= 0:
-        raise IndexError(f"index must be in [0, {size}), got {result[outside]} at position {outside}")
+        raise IndexError(f"index must be in [0, {size}), got {given[outside]} at position {outside}")
     return result
+
+
+def positions(values: npt.ArrayLike) -> Float64s:
+    """A copy of ``values`` as (B,) float64."""
+    try:
+        given = np.asarray(values)
+    except ValueError as error:
+        raise no_array("positions", error) from error
+    if not is_real(given.dtype):
+        raise TypeError(f"positions must be real numbers, got dtype {given.dtype}")
+    if given.ndim != 1:
+        raise ValueError(f"positions must have shape (B,), got shape {given.shape}; use positions.reshape(-1)")
+    return given.astype(np.float64)
 
 
 def per_sample(name: str, values: npt.ArrayLike, count: int) -> Float64s:
@@ -84,8 +107,11 @@ def per_sample(name: str, values: npt.ArrayLike, count: int) -> Float64s:
 
 def numbers(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
     """``values`` as an array (count,) of whatever real type it has: one number for each index."""
-    given = np.asarray(values)
-    if given.dtype.kind in "cOSUmM":
+    try:
+        given = np.asarray(values)
+    except ValueError as error:
+        raise no_array(name, error) from error
+    if given.dtype.kind != "f" and not is_real(given.dtype):
         raise TypeError(f"{name} must be real numbers, got dtype {given.dtype}")
     if given.ndim == 0:
         raise ValueError(
@@ -109,14 +135,29 @@ def steps(step: npt.ArrayLike | None, count: int) -> Int64s | None:
         return None
     if type(step) is int and 0 <= step < LARGEST_STEP:  # as it mostly is
         return np.array([step], np.int64)
-    given = np.asarray(step)
-    if given.dtype.kind not in "iu":
+    try:
+        given = np.asarray(step)
+    except ValueError as error:
+        raise no_array("step", error) from error
+    if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"step must be an integer or (B,) integers, got dtype {given.dtype}")
     if given.ndim > 1 or given.size not in (1, count):
         raise ValueError(f"step must be one integer or have shape ({count},), got shape {given.shape}")
-    if given.min() < 0 or given.max() >= LARGEST_STEP:
+    if given.size and (given.min() < 0 or given.max() >= LARGEST_STEP):
         raise ValueError(f"step must be in [0, {LARGEST_STEP}), got {given.min()} to {given.max()}")
     return given.astype(np.int64).reshape(-1)
+
+
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether numbers of this type are real ones: booleans, integers and floats, those of other packages included."""
+    if dtype.kind in "biuf":
+        return True
+    return dtype.kind == "V" and not issubclass(dtype.type, np.void)  # bfloat16, for one, and no structure
+
+
+def no_array(name: str, error: ValueError) -> ValueError:
+    """What to raise where NumPy makes no array of something, as of lists of unequal lengths."""
+    return ValueError(f"{name} must make an array of numbers, and what was given makes none: {error}")
 
 
 def array(name: str, value: npt.ArrayLike, like: npt.NDArray[Any], *, least: float | None = None) -> npt.NDArray[Any]:

@@ -65,7 +65,8 @@ def without_replacement(
 
 
 def _ascending(store: PriorityStore, positions: npt.NDArray[np.float64], uniform_fraction: float) -> Drawn:
-    index, probability = store.find(positions, uniform_fraction)
+    find: Callable[..., Drawn] | None = getattr(store, "find_owned", None)
+    index, probability = (find or store.find)(positions, uniform_fraction)
     if store.in_index_order:
         return index, probability
     order = np.argsort(index, kind="stable")
@@ -82,6 +83,6 @@ NAMED: dict[str, Scheme] = {
 
 def resolve(scheme: str) -> Scheme:
     """The function that ``scheme`` names."""
-    if scheme not in NAMED:
+    if not isinstance(scheme, str) or scheme not in NAMED:
         raise ValueError(f"scheme must be one of {', '.join(map(repr, NAMED))}, got {scheme!r}")
     return NAMED[scheme]

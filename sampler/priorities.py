@@ -271,17 +271,28 @@ def apply(priority: Priority, losses: Float64s, index: Int64s | None = None, *, 
         signed: whether the store takes negative priorities.
 
     Infinity is let through; the store clamps it. Raises ``ValueError`` for another shape, for NaN, for a
-    negative priority that the store does not take, and where a keyed priority has no index. No losses have no
-    priorities, and nobody is asked.
+    negative priority that the store does not take, and where a keyed priority has no index; ``TypeError`` for what are
+    no real numbers. No losses have no priorities, and nobody is asked.
     """
     if losses.size == 0:
         return losses
-    values = np.asarray(_ask(priority, losses, index), dtype=np.float64)
+    given = _ask(priority, losses, index)
+    try:
+        values = np.asarray(given)
+    except ValueError as error:
+        raise checks.no_array("the priorities", error) from error
     if values.shape != losses.shape:
         raise ValueError(
             f"the priority function must give one priority for each of {losses.shape[0]} losses, "
             f"got shape {values.shape}"
         )
+    if values.dtype != np.float64:
+        if not checks.is_real(values.dtype):
+            raise TypeError(
+                f"the priority function must give real numbers, got dtype {values.dtype}; mend it, for instance with "
+                "np.real(...) or .astype(float)"
+            )
+        values = values.astype(np.float64)
     # The least of numbers with a NaN among them is NaN, which no comparison lets pass.
     if not batches.least(values) >= (-np.inf if signed else 0.0):
         _refuse(priority, losses, values, signed)

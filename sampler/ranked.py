@@ -142,12 +142,14 @@ class RankedStore:
         newest[index] = steps
         return int(first.sum())
 
-    def find(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
+    def find(self, positions: npt.ArrayLike, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
         """The samples under ``positions`` (B,) in [0, 1) of the cumulative p, and their p.
 
         p = (1-λ) P + λ/N in order of rank, then the samples without a rank by index; where p is uniform, in
         index order. Returns ``index`` (B,) int64 and ``probability`` (B,) float64, in the order of the positions.
+        Raises ``TypeError`` or ``ValueError`` where the positions are not real numbers of shape (B,).
         """
+        positions = checks.positions(positions)
         if self._is_uniform(uniform_fraction):
             index = np.minimum((positions * self._size).astype(np.int64), self._size - 1)
             return index, np.full(index.size, 1.0 / self._size)

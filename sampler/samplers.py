@@ -32,6 +32,7 @@ from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 __all__ = ["DivergedError", "Draw", "ImportanceSampler", "UniformSampler"]
 
 STORES: dict[str, Callable[..., PriorityStore]] = {"proportional": ProportionalStore, "ranked": RankedStore}
+STORE_NEEDS = ["__len__", *PriorityStore.__annotations__, *(n for n in vars(PriorityStore) if not n.startswith("_"))]
 PART = 2**17  # losses that are looked at together when all are known at the start: they stay in the cache
 
 
@@ -109,6 +110,8 @@ class ImportanceSampler(Sampler):
         self._scheme = draws.resolve(scheme)
         self._beta = beta if callable(beta) else checks.number("beta", beta, 0.0, 1.0)
         self.forget = checks.number("forget", forget, 0.0, 1.0, top_open=True)
+        first_pass, self._ascending = checks.flag("first_pass", first_pass), checks.flag("ascending", ascending)
+        keep_losses = checks.flag("keep_losses", keep_losses)
         first = checks.number("initial_priority", initial_priority, 0.0, np.inf, top_open=True)
         super().__init__(
             num_samples,
@@ -118,7 +121,6 @@ class ImportanceSampler(Sampler):
             seed=seed,
             all_known=losses is not None,
         )
-        self._ascending = ascending
         self._store = _store(store, self._size, first if losses is None else 0.0)
         self._losses = np.full(self._size, np.nan, np.float32) if keep_losses else None
         self._bound = None
@@ -419,10 +421,15 @@ class UniformSampler(Sampler):
 
 def _store(store: str | PriorityStore, size: int, initial_priority: float) -> PriorityStore:
     """The store that ``store`` names, or ``store`` itself where it is one of ``size`` samples."""
-    if isinstance(store, str):
-        if store not in STORES:
-            raise ValueError(f"store must be one of {', '.join(map(repr, STORES))} or a PriorityStore, got {store!r}")
+    if isinstance(store, str) and store in STORES:
         return STORES[store](size, initial_priority=initial_priority)
+    missing = [name for name in STORE_NEEDS if not hasattr(store, name)]
+    if isinstance(store, (str, type)) or missing:
+        why = f", which has no {missing[0]}" if missing and not isinstance(store, str) else ""
+        raise ValueError(
+            f"store must be one of {', '.join(map(repr, STORES))} or a PriorityStore such as "
+            f"ProportionalStore({size}), got {store!r}{why}"
+        )
     if len(store) != size:
         raise ValueError(f"store must hold {size} samples, got one of {len(store)}")
     return store

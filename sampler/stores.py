@@ -30,7 +30,10 @@ Int64s = npt.NDArray[np.int64]
 
 
 class PriorityStore(Protocol):
-    """What a sampler needs of a store. ``uniform_fraction`` is λ in p = (1-λ) P + λ/N."""
+    """What a sampler needs of a store. ``uniform_fraction`` is λ in p = (1-λ) P + λ/N.
+
+    A store may have a ``find_owned`` besides, which is ``find`` for positions that it may overwrite.
+    """
 
     signed: bool  # whether priorities may be below zero
     in_index_order: bool  # whether ``find`` gives ascending samples for ascending positions
@@ -53,7 +56,7 @@ class PriorityStore(Protocol):
 
     def get(self, index: Int64s) -> Float64s: ...
 
-    def find(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
+    def find(self, positions: npt.ArrayLike, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
 
     def find_distinct(self, count: int, offset: float, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
 
@@ -160,12 +163,16 @@ class ProportionalStore:
         window = np.arange(first, last)
         kernels.fade(self._leaves, self._sums, newest, window, before, share, mean)
 
-    def find(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
+    def find(self, positions: npt.ArrayLike, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
         """The samples under ``positions`` (B,) in [0, 1) of the cumulative p, and their p.
 
-        p = (1-λ) q/Σq + λ/N in index order. Returns ``index`` (B,) int64 and ``probability`` (B,) float64, which
-        takes the place of ``positions``: nothing but the result is allocated.
+        p = (1-λ) q/Σq + λ/N in index order. Returns ``index`` (B,) int64 and ``probability`` (B,) float64. Raises
+        ``TypeError`` or ``ValueError`` where the positions are not real numbers of shape (B,).
         """
+        return self.find_owned(checks.positions(positions), uniform_fraction)
+
+    def find_owned(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
+        """As ``find``, for positions (B,) float64 that the caller gives away: the probabilities take their place."""
         floor = self._floor(uniform_fraction)
         if floor is None:
             return self._find_uniform(positions)

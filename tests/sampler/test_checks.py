@@ -96,8 +96,25 @@ def test_an_index_out_of_range(index, shown):
 
 
 def test_an_index_beyond_int64_is_out_of_range():
-    with pytest.raises(IndexError, match="index must be in"):
-        checks.indices(np.array([2**63 + 1], np.uint64), 4)
+    with pytest.raises(IndexError, match=r"index must be in \[0, 4\), got 9223372036854775809 at position 1"):
+        checks.indices(np.array([0, 2**63 + 1], np.uint64), 4)
+
+
+RAGGED = [[1.0], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("index", lambda: checks.indices(RAGGED, 4)),
+        ("losses", lambda: checks.per_sample("losses", RAGGED, 2)),
+        ("step", lambda: checks.steps(RAGGED, 2)),
+        ("positions", lambda: checks.positions(RAGGED)),
+    ],
+)
+def test_lists_of_unequal_lengths(name, check):
+    with pytest.raises(ValueError, match=f"{name} must make an array of numbers, and what was given makes none"):
+        check()
 
 
 @pytest.mark.parametrize(
@@ -155,10 +172,61 @@ def test_losses_of_another_length(count):
         checks.per_sample("losses", np.zeros(count), 4)
 
 
-@pytest.mark.parametrize("losses", [["a", "b"], [1j, 2j], [None, 1.0], np.array(["2020", "2021"], "M8[Y]")])
+NO_NUMBERS = [
+    ["a", "b"],
+    [1j, 2j],
+    [None, 1.0],
+    np.array(["2020", "2021"], "M8[Y]"),
+    np.zeros(2, [("loss", np.float32)]),
+    np.zeros(2, [("loss", np.float32)]).view(np.recarray),
+    np.zeros(2, "V4"),
+]
+
+
+@pytest.mark.parametrize("losses", NO_NUMBERS)
 def test_losses_that_are_no_real_numbers(losses):
     with pytest.raises(TypeError, match="losses must be real numbers, got dtype"):
         checks.per_sample("losses", losses, 2)
+
+
+def test_losses_of_another_package_s_type():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    assert checks.per_sample("losses", np.array([1.5, 2.0], bfloat16), 2).tolist() == [1.5, 2.0]
+
+
+# --- positions
+
+
+@pytest.mark.parametrize("given", [[0.0, 0.5], np.array([0, 0.5], np.float32), np.array([0, 9, 0.5])[::2]])
+def test_positions_are_copied(given):
+    result = checks.positions(given)
+    assert result.dtype == np.float64
+    assert result.flags.c_contiguous
+    result[:] = 9.0
+    assert list(given) == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("positions", NO_NUMBERS)
+def test_positions_that_are_no_real_numbers(positions):
+    with pytest.raises(TypeError, match="positions must be real numbers, got dtype"):
+        checks.positions(positions)
+
+
+@pytest.mark.parametrize("positions", [0.5, [[0.5]]])
+def test_positions_of_another_shape(positions):
+    with pytest.raises(ValueError, match=r"positions must have shape \(B,\), got shape .*reshape\(-1\)"):
+        checks.positions(positions)
+
+
+# --- flags
+
+
+def test_flags():
+    assert checks.flag("first_pass", np.True_) is True
+    assert checks.flag("first_pass", False) is False
+    for wrong in ("no", 0, 1, None, [True]):
+        with pytest.raises(TypeError, match="first_pass must be True or False, got"):
+            checks.flag("first_pass", wrong)
 
 
 # --- steps
@@ -169,6 +237,8 @@ def test_steps():
     for one in (7, np.int32(7), [7]):  # the same for all
         assert checks.steps(one, 3).dtype == np.int64
         assert checks.steps(one, 3).tolist() == [7]
+    for none in ([], np.empty(0, np.int64), 7):  # of no samples
+        assert checks.steps(none, 0).dtype == np.int64
     for each in ([7, 8, 7], np.array([7, 8, 7], np.uint8), Tensor([7, 8, 7])):
         assert checks.steps(each, 3).dtype == np.int64
         assert checks.steps(each, 3).tolist() == [7, 8, 7]

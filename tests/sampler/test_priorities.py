@@ -208,6 +208,25 @@ def test_one_priority_for_each_loss(shape):
         priorities.apply(lambda losses: np.ones(shape), np.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (np.array([1j, 2.0]), "complex128"),
+        (["1", "2"], "<U1"),
+        ([1.0, None], "object"),
+        (np.zeros(2, [("priority", float)]), "priority"),
+    ],
+)
+def test_priorities_that_are_no_real_numbers(given, dtype):
+    with pytest.raises(TypeError, match=f"the priority function must give real numbers, got dtype .*{dtype}.*; mend"):
+        priorities.apply(lambda losses: given, np.ones(2))
+
+
+def test_priorities_of_unequal_lengths():
+    with pytest.raises(ValueError, match="the priorities must make an array of numbers"):
+        priorities.apply(lambda losses: [[1.0], [1.0, 2.0]], np.ones(2))
+
+
 def test_nobody_is_asked_for_the_priorities_of_no_losses():
     assert priorities.apply(lambda losses: losses / losses.max(), np.empty(0)).size == 0
 

@@ -52,6 +52,12 @@ def test_an_empty_update_is_none(make):
     sampler = make(6, seed=0)
     with Unchanged(sampler):
         sampler.update([], [])
+        sampler.update([], [], step=0)
+        sampler.update([], [], step=[], score=[])
+        with pytest.raises(TypeError, match="step must be an integer"):
+            sampler.update([], [], "x")
+        with pytest.raises(ValueError, match="step must be in"):
+            sampler.update([], [], -1)
 
 
 def test_a_sample_given_twice_counts_with_the_mean_of_its_finite_losses():

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from sampler import draws
 from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 
 from .slow_twin import LARGEST, SMALLEST, SlowStore
@@ -304,6 +305,40 @@ def test_more_distinct_samples_than_there_are(kind, initial, share):
     store = kind(5, initial_priority=initial)
     with pytest.raises(ValueError, match="6 samples cannot be drawn without replacement from 5; ask for at most 5"):
         store.find_distinct(6, 0.5, share)
+
+
+@pytest.mark.parametrize("kind", [ProportionalStore, RankedStore])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_find_takes_any_positions_and_leaves_them(kind, share):
+    store = kind(8)
+    store.fill(np.arange(8.0))
+    positions = np.arange(10) / 16.0  # exact in float32 as well
+    index, probability = store.find(positions.copy(), share)
+    strided = np.zeros(20)
+    strided[::2] = positions
+    frozen = positions.copy()
+    frozen.flags.writeable = False
+    for given in (positions, positions.astype(np.float32), positions.tolist(), tuple(positions), frozen, strided[::2]):
+        found, chance = store.find(given, share)
+        assert (found.dtype, chance.dtype) == (np.int64, np.float64)
+        assert found.tolist() == index.tolist()
+        assert chance.tolist() == probability.tolist()
+        assert list(given) == positions.tolist()
+    with pytest.raises(ValueError, match="positions must have shape"):
+        store.find(0.5, share)
+
+
+def test_a_store_of_one_s_own_needs_no_find_for_positions_it_may_overwrite():
+    class Plain(ProportionalStore):
+        find_owned = None
+
+        def find(self, positions, uniform_fraction=0.0):
+            return ProportionalStore.find_owned(self, np.array(positions), uniform_fraction)
+
+    one, other = Plain(50), ProportionalStore(50)
+    for scheme in (draws.systematic, draws.stratified, draws.multinomial):
+        drawn = [scheme(store, 8, uniform_fraction=0.3, generator=np.random.default_rng(0)) for store in (one, other)]
+        assert np.array_equal(drawn[0], drawn[1])
 
 
 # --- the checker, the state, the size
