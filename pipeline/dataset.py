@@ -132,7 +132,8 @@ def importance_dataset(
     if map_fn is None:
         _check_parts(data.spec)
     steps = math.ceil(len(sampler) / batch_size)
-    plan = _plan(data, batch_size, prefetch, sampler.feedback_lag, steps)
+    mapping = 0 if map_fn is None else 1 + -(-(calls if num_parallel_calls else os.cpu_count() or 1) // batch_size)
+    plan = _plan(data, batch_size, prefetch, sampler.feedback_lag, steps, mapping)
     return _epoch(_Feeder(data, sampler, batch_size, steps, plan, None if map_fn is None else _Each(map_fn, calls)))
 
 
@@ -156,14 +157,16 @@ class _Plan(NamedTuple):
         return self.at_once - 1 + self.buffered
 
 
-def _plan(source: Source, batch_size: int, prefetch: int | None, lag: int | None, steps: int) -> _Plan:
+def _plan(
+    source: Source, batch_size: int, prefetch: int | None, lag: int | None, steps: int, mapping: int = 0
+) -> _Plan:
     """Draw as many batches in one call as may be ahead, and gather a quarter of these ahead.
 
     No more are drawn at once than fit into the caches, where their samples come from outside the graph, and no more
-    gathered than some megabytes. With a lag of k at most k - 1 batches are ahead, or draws would wait for their own
-    training.
+    gathered than some megabytes. With a lag of k at most k - 1 batches are ahead, those that ``map_fn`` holds
+    (``mapping``) among them, or draws would wait for their own training.
     """
-    most = math.inf if lag is None else lag - 1
+    most = math.inf if lag is None else max(0, lag - 1 - mapping)
     room = max(1, CALL_BYTES // max(1, source.outside * batch_size)) if source.stackable else 1
     if prefetch is None:
         ahead = int(min(max(LEAST_AHEAD, min(MOST_AHEAD, steps // 10)), most))
@@ -172,8 +175,8 @@ def _plan(source: Source, batch_size: int, prefetch: int | None, lag: int | None
         ahead = checks.whole("prefetch", prefetch, least=0)
         if ahead > most:
             raise ValueError(
-                f"prefetch={ahead} needs a feedback_lag of at least {ahead + 1}, got {lag}: a draw made that far "
-                "ahead cannot know the feedback it must use; lower prefetch or raise feedback_lag"
+                f"prefetch={ahead} needs a feedback_lag of at least {ahead + mapping + 1}, got {lag}: a draw made that "
+                "far ahead cannot know the feedback it must use; lower prefetch or raise feedback_lag"
             )
     batch_bytes = max(1, source.inside * batch_size)
     buffered = min(ahead, max(1, min(ahead // 4, BUFFER_BYTES // batch_bytes)))
