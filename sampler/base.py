@@ -99,8 +99,9 @@ class Sampler:
         """The next batch: exactly ``batch_size`` ≥ 1 samples. O(B log N).
 
         With a ``feedback_lag`` it waits for the feedback it must know, at most ``feedback_timeout`` seconds
-        (then ``TimeoutError``). Raises ``TypeError`` or ``ValueError`` for a batch size that is none, and
-        ``OverflowError`` after 2^31 - 1 draws, as many as there are steps.
+        (then ``TimeoutError``). Raises ``TypeError`` or ``ValueError`` for a batch size that is none,
+        ``OverflowError`` after 2^31 - 1 draws, as many as there are steps, and under a lag what the priority raises
+        where it refuses the mean of several losses of a sample; nothing is changed then.
         """
         while True:
             draw = self.poll(batch_size, seconds=1.0)

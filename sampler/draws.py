@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sampler import batches, checks
-from sampler.stores import PriorityStore
+from sampler.stores import PriorityStore, ProportionalStore
 
 Drawn = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 Scheme = Callable[..., Drawn]
@@ -65,8 +65,9 @@ def without_replacement(
 
 
 def _ascending(store: PriorityStore, positions: npt.NDArray[np.float64], uniform_fraction: float) -> Drawn:
-    find: Callable[..., Drawn] | None = getattr(store, "find_owned", None)
-    index, probability = (find or store.find)(positions, uniform_fraction)
+    # The positions are nobody else's, and a store that is just this one need not copy them.
+    find = store.find_owned if type(store) is ProportionalStore else store.find
+    index, probability = find(positions, uniform_fraction)
     if store.in_index_order:
         return index, probability
     order = np.argsort(index, kind="stable")

@@ -339,8 +339,6 @@ class ImportanceSampler(Sampler):
 
     def _options_of(self, state: dict[str, Any]) -> dict[str, Any]:
         """The options that ``state`` is of; of one from before they were written down, what its parts tell."""
-        if isinstance(state.get("options"), dict):
-            return dict(state["options"])
         told: dict[str, Any] = {}
         store = state.get("store")
         if isinstance(store, dict) and type(self._store) in STORES.values():
@@ -348,6 +346,8 @@ class ImportanceSampler(Sampler):
             told["store"] = f"RankedStore(alpha={store['alpha']})" if ranked else "ProportionalStore"
         if "bound" in state and (state["bound"] is None) != (self._bound is None):
             told["max_draws"] = None if self._bound is not None else "a number"
+        if isinstance(state.get("options"), dict):
+            told.update(state["options"])
         return told
 
     def _priority_of(self, state: dict[str, Any]) -> Priority:

@@ -30,10 +30,7 @@ Int64s = npt.NDArray[np.int64]
 
 
 class PriorityStore(Protocol):
-    """What a sampler needs of a store. ``uniform_fraction`` is λ in p = (1-λ) P + λ/N.
-
-    A store may have a ``find_owned`` besides, which is ``find`` for positions that it may overwrite.
-    """
+    """What a sampler needs of a store. ``uniform_fraction`` is λ in p = (1-λ) P + λ/N."""
 
     signed: bool  # whether priorities may be below zero
     in_index_order: bool  # whether ``find`` gives ascending samples for ascending positions

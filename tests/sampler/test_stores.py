@@ -328,17 +328,19 @@ def test_find_takes_any_positions_and_leaves_them(kind, share):
         store.find(0.5, share)
 
 
-def test_a_store_of_one_s_own_needs_no_find_for_positions_it_may_overwrite():
-    class Plain(ProportionalStore):
-        find_owned = None
+@pytest.mark.parametrize("scheme", [draws.systematic, draws.stratified, draws.multinomial])
+def test_a_store_with_a_find_of_its_own_is_asked(scheme):
+    asked = []
 
+    class Watched(ProportionalStore):
         def find(self, positions, uniform_fraction=0.0):
-            return ProportionalStore.find_owned(self, np.array(positions), uniform_fraction)
+            asked.append(positions)
+            return super().find(positions, uniform_fraction)
 
-    one, other = Plain(50), ProportionalStore(50)
-    for scheme in (draws.systematic, draws.stratified, draws.multinomial):
-        drawn = [scheme(store, 8, uniform_fraction=0.3, generator=np.random.default_rng(0)) for store in (one, other)]
-        assert np.array_equal(drawn[0], drawn[1])
+    stores = Watched(50), ProportionalStore(50)
+    drawn = [scheme(store, 8, uniform_fraction=0.3, generator=np.random.default_rng(0)) for store in stores]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert len(asked) == 1
 
 
 # --- the checker, the state, the size
