@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.memory import Array, aligned, lend
+from pipeline.memory import Array, Blocks, lend
 
 
 class TensorColumn:
@@ -53,6 +53,7 @@ class DenseColumn:
         self.array = array
         self.dtypes = [dtype_of(array)]
         self.outside = self.inside = _bytes_of(array.dtype.itemsize, array.shape[1:])
+        self._blocks = Blocks()
 
     def __len__(self) -> int:
         return len(self.array)
@@ -61,7 +62,7 @@ class DenseColumn:
         array = self.array
         if array.dtype.kind in "OSU" or not array.dtype.isnative:
             return [plain(array.take(index, axis=0))]
-        out = aligned((*index.shape, *array.shape[1:]), array.dtype)
+        out = self._blocks.array((*index.shape, *array.shape[1:]), array.dtype)
         return [array.take(index, axis=0, out=out, mode="clip")]  # any other mode goes by way of a second array
 
     def pack(self, tensors: Sequence[tf.Tensor], index: tf.Tensor) -> tf.Tensor:

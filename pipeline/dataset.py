@@ -42,7 +42,7 @@ from sampler import Draw, checks
 
 PATIENCE = 0.02  # seconds a call waits for feedback before it gives the thread back
 LEAST_AHEAD, MOST_AHEAD = 2, 32  # batches drawn ahead by default
-CALL_BYTES = 1 << 22  # that one call brings from outside the graph
+CALL_BYTES = 1 << 24  # that one call brings from outside the graph
 TOGETHER_BYTES = 1 << 22  # up to which the batches of one call are gathered together
 BUFFER_BYTES = 1 << 24  # of batches gathered ahead, if there is more than one
 GRACE = 0.02  # seconds for calls on their way, when the program ends

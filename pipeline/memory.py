@@ -11,6 +11,7 @@ of ``.npy`` files and of whole files do; those that NumPy allocates by itself mo
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,40 @@ class _Writable:
 
     def lent(self) -> Array:
         return np.asarray(self)
+
+
+class Blocks:
+    """Memory for arrays that TensorFlow takes over for a while, used again and again.
+
+    New memory has no pages yet, and to fill it takes longer than to fill memory that was just used. A block comes back
+    when nobody looks at its array any more, nor at a part of it.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[Array] = deque()
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An uninitialised array that begins at a multiple of 64 bytes."""
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        try:
+            block = self._free.pop()
+        except IndexError:
+            block = aligned((size,), np.uint8)
+        if block.size < size:
+            block = aligned((size,), np.uint8)
+        return np.asarray(_Lease(block, self._free))[:size].view(dtype).reshape(shape)
+
+
+class _Lease:
+    """Lives as long as an array that looks at the block: what arrays call their base."""
+
+    def __init__(self, block: Array, free: deque[Array]) -> None:
+        self._block, self._free = block, free
+        self.__array_interface__ = block.__array_interface__
+
+    def __del__(self) -> None:
+        self._free.append(self._block)
 
 
 class Growing:
