@@ -4,7 +4,8 @@
     source = as_source((images, labels))            # arrays, memory maps, tensors, nested structures of them
     source = as_source(dataset, size=50_000)        # a finite tf.data.Dataset, held in memory
     source = as_source(dataset, size=50_000, cache="/data/cache")       # or on disk, for the next run too
-    source = as_source(records)                     # anything with __len__ and __getitem__
+    source = as_source(records)                     # anything with __len__ and __getitem__: see pipeline.items
+    source = as_source("train.array_record")        # records of a file, or of several in a list
 
 A source has a length and a ``spec``, the nested structure of its elements, and two methods that work hand in hand:
 ``take(index)`` gives NumPy arrays, outside the graph; ``pack(tensors, index)`` makes of those, inside the graph,
@@ -23,9 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.columns import Column, ColumnSource, dense
-from pipeline.items import ItemSource
+from pipeline.items import ItemSource, are_paths, array_records
 from pipeline.memory import Array
 from pipeline.reading import dataset_source, num_samples
+from pipeline.worker import refuse_fork
 
 __all__ = ["Source", "array_source", "as_source", "dataset_source", "num_samples"]
 
@@ -52,21 +54,35 @@ class Source(Protocol):
 
 
 def as_source(data: Any, *, size: int | None = None, cache: Cache = "memory") -> Source:
-    """The source that fits ``data``; ``size`` is the number of elements it is expected to have.
+    """The source that fits ``data``: random access to the samples 0 ... N - 1.
 
-    ``cache`` says where the elements of a ``tf.data.Dataset`` are kept: in memory, or in files under a directory.
+    Args:
+        data: a finite ``tf.data.Dataset``; an array or tensor (N, ...), or a nested structure of them; the path
+            of an ArrayRecord file, or a list of paths; an object with ``__len__`` and ``__getitem__``; or a source.
+        size: the number of elements that is expected; a dataset of another size is refused, and one of unknown size
+            need not be counted.
+        cache: where the elements of a dataset are kept: in memory, or in files under a directory.
+
+    Cost: arrays nothing, they are not copied; a dataset one pass over it; an object one element.
+
+    Raises ``TypeError`` for anything else, ``ValueError`` for what is empty, endless or of unequal lengths, and
+    ``RuntimeError`` in a process forked after TensorFlow was loaded.
     """
+    refuse_fork()
     if isinstance(data, tf.data.Dataset):
         return _dataset(data, num_samples(data) if size is None else size, cache)
     if hasattr(data, "take") and hasattr(data, "pack") and hasattr(data, "spec"):
         return data
+    if are_paths(data):
+        return array_records(data)
     if isinstance(data, (np.ndarray, tf.Tensor, tf.RaggedTensor, tf.SparseTensor, tuple, dict)) or _of_arrays(data):
         return array_source(data)
-    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, (list, str)):
+    if hasattr(data, "__getitem__") and not isinstance(data, (list, str, bytes, np.generic)):
         return ItemSource(data)
     raise TypeError(
-        f"a source is an array, a tuple or dict of arrays, a tf.data.Dataset, or has __len__ and __getitem__; got "
-        f"{type(data).__name__}" + ("; use np.asarray(...)" if isinstance(data, list) else "")
+        f"a source is an array, a tuple or dict of arrays, a tf.data.Dataset, the path of an .array_record file, or "
+        f"has __len__ and __getitem__; got {type(data).__name__}"
+        + ("; use np.asarray(...)" if isinstance(data, list) else "")
     )
 
 
