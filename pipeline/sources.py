@@ -26,7 +26,7 @@ import tensorflow as tf
 from pipeline.columns import Column, ColumnSource, dense
 from pipeline.items import ItemSource, are_paths, array_records
 from pipeline.memory import Array
-from pipeline.reading import dataset_source, num_samples
+from pipeline.reading import dataset_source
 from pipeline.worker import refuse_fork
 
 __all__ = ["Source", "array_source", "as_source", "dataset_source", "num_samples"]

@@ -1,0 +1,86 @@
+"""How far a long reading is: shown only to those who wait.
+
+    with counting("reading the dataset into memory", 50_000) as tell:
+        tell(1_024)                                 # so many elements are done
+        ...
+
+Nothing for the first two seconds. Then a bar with the time that remains, where the standard error stream is a terminal
+and ``rich`` is installed; else a line every five seconds::
+
+    reading the dataset into memory: 12,288 of 50,000 elements, about 14 s left
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+PATIENCE = 2.0  # seconds in which nothing is shown
+EVERY = 5.0  # seconds between two lines
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with the number of elements done so far, of ``total``."""
+    shown = _Shown(what, total)
+    try:
+        yield shown.tell
+    finally:
+        shown.close()
+
+
+class _Shown:
+    """What is on the screen."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+        self.began = time.monotonic()
+        self.next = self.began + PATIENCE
+        self.bar: Any = None
+        self.asked = False  # whether it is known if there is a bar
+
+    def tell(self, count: int) -> None:
+        now = time.monotonic()
+        if now < self.next:
+            return
+        with contextlib.suppress(OSError, ValueError):  # a screen that is gone is no reason to stop reading
+            if not self.asked:
+                self.asked, self.bar = True, _bar(self.what, self.total)
+            if self.bar is not None:
+                self.bar.update(self.bar.task_ids[0], completed=count)
+            elif count < self.total and sys.stderr is not None:
+                self.next = now + EVERY
+                left = _words((now - self.began) / max(count, 1) * (self.total - count))
+                line = f"{self.what}: {count:,} of {self.total:,} elements, about {left} left"
+                print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.bar.stop()
+
+
+def _bar(what: str, total: int) -> Any:
+    """A bar that has begun, None where there is no terminal or no ``rich``."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        return None
+    text = TextColumn("{task.description}", markup=False)  # a name may hold brackets
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task(what, total=total)
+    bar.start()
+    return bar
+
+
+def _words(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
