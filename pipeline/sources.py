@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from pipeline.cache import cached_source
 from pipeline.columns import Column, ColumnSource, dense
 from pipeline.items import ItemSource, are_paths, array_records
 from pipeline.memory import Array
@@ -89,7 +90,7 @@ def as_source(data: Any, *, size: int | None = None, cache: Cache = "memory") ->
 def _dataset(dataset: tf.data.Dataset, size: int, cache: Cache) -> Source:
     if cache == "memory":
         return dataset_source(dataset, size=size)
-    raise NotImplementedError
+    return cached_source(dataset, size=size, directory=cache)
 
 
 # --- arrays ---------------------------------------------------------------------------------------
