@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from pipeline.cache import cached_source
 from pipeline.columns import Column, ColumnSource, dense
+from pipeline.drawable import num_samples
 from pipeline.items import ItemSource, are_paths, array_records
 from pipeline.memory import Array
 from pipeline.reading import dataset_source
