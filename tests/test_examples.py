@@ -1,6 +1,7 @@
 """Each example runs, and shows what it says it shows."""
 
 import runpy
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,10 @@ def test_every_example_is_tested_and_listed():
         "imbalanced_classes",
         "importance_fit",
         "importance_custom_loop",
+        "tfrecord_images",
+        "hugging_face",
+        "tfds_source",
+        "text",
     }
     listed = (EXAMPLES / "README.md").read_text()
     assert all(f"`{name}.py`" in listed for name in names)
@@ -75,3 +80,28 @@ def test_importance_sampling_in_a_custom_loop(capsys):
     main = main_of("importance_custom_loop")
     assert main(epochs=3) < main(epochs=1)
     assert "largest weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tfrecord_images", "hugging_face", "tfds_source"])
+def test_other_sources_of_images_train(name, capsys):
+    assert main_of(name)(epochs=2) > 0.6  # a tenth by chance
+    assert "test accuracy after 2 epochs" in capsys.readouterr().out
+
+
+def test_augmented_images_are_others_each_time_with_the_same_label():
+    import tensorflow as tf
+
+    example = runpy.run_path(str(EXAMPLES / "tfrecord_images.py"), run_name="tfrecord_images")
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/one.tfrecord"
+        example["write_records"](path, np.random.default_rng(0).random((1, 8, 8, 1)), np.array([7]))
+        parsed = [example["parse_and_augment"](record) for record in tf.data.TFRecordDataset(path).repeat(20)]
+    assert {int(label) for _, label in parsed} == {7}
+    assert len({image.numpy().tobytes() for image, _ in parsed}) > 3
+
+
+def test_text_is_learnt_and_the_harder_sentences_have_higher_priorities(capsys):
+    result = main_of("text")(epochs=2)
+    assert result["accuracy"] > 0.9
+    assert result["ratio"] > 1.5
+    assert "times the priority" in capsys.readouterr().out
