@@ -24,10 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.cache import cached_source
-from pipeline.columns import Column, ColumnSource, dense
+from pipeline.columns import Column, ColumnSource, DenseColumn, dense
 from pipeline.drawable import num_samples
 from pipeline.items import ItemSource, are_paths, array_records
-from pipeline.memory import Array
+from pipeline.memory import Array, aligned
 from pipeline.reading import dataset_source
 from pipeline.worker import refuse_fork
 
@@ -55,7 +55,7 @@ class Source(Protocol):
         """The nested structure of batched components made of ``index``, and of the tensors that ``take`` gave."""
 
 
-def as_source(data: Any, *, size: int | None = None, cache: Cache = "memory") -> Source:
+def as_source(data: Any, *, size: int | None = None, cache: Cache | None = None) -> Source:
     """The source that fits ``data``: random access to the samples 0 ... N - 1.
 
     Args:
@@ -63,9 +63,10 @@ def as_source(data: Any, *, size: int | None = None, cache: Cache = "memory") ->
             of an ArrayRecord file, or a list of paths; an object with ``__len__`` and ``__getitem__``; or a source.
         size: the number of elements that is expected; a dataset of another size is refused, and one of unknown size
             need not be counted.
-        cache: where the elements of a dataset are kept: in memory, or in files under a directory.
+        cache: where the elements of a dataset are kept: ``"memory"`` (also None), or files under a directory.
+            Arrays are drawn from in place (None), or copied once to where the graph can gather them (``"memory"``).
 
-    Cost: arrays nothing, they are not copied; a dataset one pass over it; an object one element.
+    Cost: arrays nothing, unless they are copied; a dataset one pass over it; an object one element.
 
     Raises ``TypeError`` for anything else, ``ValueError`` for what is empty, endless or of unequal lengths, and
     ``RuntimeError`` in a process forked after TensorFlow was loaded.
@@ -76,11 +77,13 @@ def as_source(data: Any, *, size: int | None = None, cache: Cache = "memory") ->
     if hasattr(data, "take") and hasattr(data, "pack") and hasattr(data, "spec"):
         return data
     if are_paths(data):
-        return array_records(data)
+        return array_records(_uncached(data, cache))
+    if isinstance(data, dict) and any(hasattr(part, "__getitems__") for part in data.values()):
+        raise TypeError(f"got a dict of sources; choose one of its splits, {list(data)}")
     if isinstance(data, (np.ndarray, tf.Tensor, tf.RaggedTensor, tf.SparseTensor, tuple, dict)) or _of_arrays(data):
-        return array_source(data)
+        return array_source(data if cache == "memory" else _uncached(data, cache), copy=cache == "memory")
     if hasattr(data, "__getitem__") and not isinstance(data, (list, str, bytes, np.generic)):
-        return ItemSource(data)
+        return ItemSource(_uncached(data, cache))
     raise TypeError(
         f"a source is an array, a tuple or dict of arrays, a tf.data.Dataset, the path of an .array_record file, or "
         f"has __len__ and __getitem__; got {type(data).__name__}"
@@ -88,8 +91,19 @@ def as_source(data: Any, *, size: int | None = None, cache: Cache = "memory") ->
     )
 
 
-def _dataset(dataset: tf.data.Dataset, size: int, cache: Cache) -> Source:
-    if cache == "memory":
+def _uncached(data: Any, cache: Cache | None) -> Any:
+    """``data``; ``ValueError`` where it is to be kept anywhere else than where it is."""
+    if cache is not None:
+        raise ValueError(
+            f"cache={cache!r} is for a tf.data.Dataset; {type(data).__name__} is drawn from where it is: leave cache "
+            "out"
+            + (", or save it with np.save and map it with np.load(..., mmap_mode='r')" if _of_arrays((data,)) else "")
+        )
+    return data
+
+
+def _dataset(dataset: tf.data.Dataset, size: int, cache: Cache | None) -> Source:
+    if cache is None or cache == "memory":
         return dataset_source(dataset, size=size)
     return cached_source(dataset, size=size, directory=cache)
 
@@ -97,12 +111,13 @@ def _dataset(dataset: tf.data.Dataset, size: int, cache: Cache) -> Source:
 # --- arrays ---------------------------------------------------------------------------------------
 
 
-def array_source(arrays: Any) -> ColumnSource:
-    """A source over an array or tensor (N, ...) or a nested structure of them, of equal length. Nothing is copied.
+def array_source(arrays: Any, *, copy: bool = False) -> ColumnSource:
+    """A source over an array or tensor (N, ...) or a nested structure of them, of equal length.
 
-    Lists count as tuples. ``ValueError`` for arrays of unequal length, of none, and for a number instead of an array.
+    Nothing is copied, unless ``copy`` asks for numbers in memory that the graph can gather from. Lists count as tuples.
+    ``ValueError`` for arrays of unequal length, of none, and for a number instead of an array.
     """
-    columns = [_column(leaf) for leaf in tf.nest.flatten(arrays)]
+    columns = [_column(leaf, copy) for leaf in tf.nest.flatten(arrays)]
     lengths = sorted({len(column) for column in columns})
     if len(lengths) != 1:
         raise ValueError(f"all arrays must have the same length, got {', '.join(map(str, lengths)) or 'none'}")
@@ -118,7 +133,7 @@ def _of_arrays(data: Any) -> bool:
     return bool(leaves) and data is not leaves[0] and all(isinstance(leaf, kinds) for leaf in leaves)
 
 
-def _column(leaf: Any) -> Column:
+def _column(leaf: Any, copy: bool) -> Column:
     if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
         sliced = tf.data.Dataset.from_tensor_slices(leaf)
         return dataset_source(sliced, size=int(sliced.cardinality())).columns[0]
@@ -128,7 +143,17 @@ def _column(leaf: Any) -> Column:
             "every array needs a first axis over the samples, got a single number; a list of numbers is made "
             "an array by np.asarray(...)"
         )
-    return dense(values)
+    column = dense(values)
+    return dense(_moved(column.array)) if copy and isinstance(column, DenseColumn) else column
+
+
+def _moved(array: Array) -> Array:
+    """A copy on a boundary, in native byte order, of an array of numbers; other arrays as they are."""
+    if array.dtype.kind in "OSU":
+        return array
+    moved = aligned(array.shape, array.dtype.newbyteorder("="))
+    moved[...] = array
+    return moved
 
 
 def _tuples(structure: Any) -> Any:

@@ -111,6 +111,34 @@ def test_arrays_are_not_copied(skip: int) -> None:
         np.testing.assert_array_equal(batch["x"], ramp(np.float32, 4)[row] + 1)
 
 
+def test_arrays_are_copied_where_that_is_asked_for() -> None:
+    x = memory.aligned((N * 4 + 2,), np.float32)[2:].reshape(-1)[: N * 4].reshape(N, 4)  # not on a boundary
+    x[:] = ramp(np.float32, 4)
+    data = {"x": x, "big": ramp(">f4", 2), "text": np.array(WORDS, object), "in place": memory.aligned((N,), np.int64)}
+    source = as_source(data, cache="memory")
+    big, in_place, text, numbers = source.columns  # by name
+    assert np.shares_memory(held(in_place), data["in place"])
+    assert not np.shares_memory(held(numbers), x)
+    assert all(isinstance(column, columns.TensorColumn) for column in (in_place, big, numbers))
+    assert isinstance(text, columns.DenseColumn)
+    for batch, row in zip(drawn(source, random_batches()), random_batches(), strict=True):
+        np.testing.assert_array_equal(batch["x"], x[row])
+        np.testing.assert_array_equal(batch["big"], data["big"][row])
+
+
+@pytest.mark.parametrize(
+    ("data", "cache", "words"),
+    [
+        (np.zeros(4), "elsewhere", r"cache='elsewhere' is for a tf.data.Dataset; ndarray is .* np.save and map it"),
+        ((np.zeros(4), np.zeros(4)), Path("elsewhere"), "tuple is drawn from where it is: leave cache out, or save"),
+        (range(5), "memory", "cache='memory' is for a tf.data.Dataset; range is drawn from where it is"),
+    ],
+)
+def test_a_cache_is_for_datasets(data: Any, cache: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        as_source(data, cache=cache)
+
+
 def test_an_array_lives_as_long_as_it_is_drawn_from() -> None:
     array = memory.aligned((N, 1000), np.float32)
     array[:] = 7.0
