@@ -214,7 +214,7 @@ def _length(items: Any) -> int:
 def _endless(items: Any, what: str) -> str:
     return (
         f"the source {type(items).__name__} {what}, so its elements cannot be drawn by index; give it without "
-        "repeat(), or a finite part of it: every epoch draws from it anew"
+        "repeat(), or a finite part of it with random access: every epoch draws from that anew"
     )
 
 

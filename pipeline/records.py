@@ -213,6 +213,8 @@ def _flatten(spec: Any, element: Any, leaves: list[Any], i: int) -> None:
 
 
 def _other_structure(spec: Any, element: Any, i: int) -> str:
+    if element is None:
+        return f"element {i} is None, or a part of it is; put a value in its place, or leave such elements out"
     had = f"the first element, or the element_spec, has {_kind(spec)}"
     return f"element {i} has another structure: {_kind(element)} where {had}"
 

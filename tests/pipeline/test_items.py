@@ -171,6 +171,11 @@ def test_a_mapping_of_another_kind_is_a_dict() -> None:
     assert [array.tolist() for array in source.fetch(np.array([3, 1]))] == [[-3, -1], [3, 1]]
 
 
+def test_one_of_several_splits_must_be_chosen() -> None:
+    with pytest.raises(TypeError, match=r"choose one of its splits, \['train', 'test'\]"):
+        as_source({"train": Many([1]), "test": Many([2])})
+
+
 # --- what varies ----------------------------------------------------------------------------------
 
 
@@ -236,7 +241,7 @@ def test_an_element_spec_that_does_not_fit(spec: Any, first: Any, words: str) ->
         ((1, 2), (1, 2, 3), "element 6 has another structure: a tuple of 3 where .* has a tuple of 2"),
         ({"x": 1}, {"y": 1}, r"element 6 .*the keys \['y'\] where .*the keys \['x'\]"),
         (Point(1, 2), (1, 2), "element 6 .*a tuple of 2 where .*a Point of 2"),
-        ({"x": 1}, None, "element 6 .*None where"),
+        ({"x": 1}, None, "element 6 is None, or a part of it is"),
         (1, None, "element 6 is None, which a batch cannot hold"),
         ({"x": (1, "a")}, {"x": (1, None)}, r"element 6, in \['x'\]\[1\], is None"),
         ([1, 2], [1, None], "element 6 holds None inside a list"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import importance_dataset, items
+from pipeline import importance_dataset, items, worker
 from pipeline.items import ItemSource
 from pipeline.sources import as_source
 from sampler import UniformSampler
@@ -244,6 +244,19 @@ def test_a_source_that_failed_takes_its_thread_with_it_at_once() -> None:
         wait_for(lambda: threading.active_count() <= before)
     finally:
         gc.enable()
+
+
+def test_nothing_is_fetched_any_more_when_the_program_ends(monkeypatch: pytest.MonkeyPatch, stuck: Stuck) -> None:
+    """Threads of TensorFlow that came back into an interpreter that is no more would never get out."""
+    source = as_source(stuck)
+    monkeypatch.setattr(worker, "_LEAVING", threading.Event())
+    *_, ticket = source.take(np.array([7]))
+    start = time.monotonic()
+    worker._leave()
+    assert time.monotonic() - start < 1.5
+    for call in (lambda: source.take(np.array([1])), lambda: source._ask(int(ticket), np.array([7]))):
+        with pytest.raises(RuntimeError, match="the program is ending"):
+            call()
 
 
 HANGS = """
