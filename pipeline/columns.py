@@ -61,9 +61,12 @@ class DenseColumn:
     def take(self, index: Array) -> list[Array]:
         array = self.array
         if array.dtype.kind in "OSU" or not array.dtype.isnative:
-            return [plain(array.take(index, axis=0))]
+            return [plain(array[index])]
         out = self._blocks.array((*index.shape, *array.shape[1:]), array.dtype)
-        return [array.take(index, axis=0, out=out, mode="clip")]  # any other mode goes by way of a second array
+        if array.flags.c_contiguous:
+            return [array.take(index, axis=0, out=out, mode="clip")]  # any other mode goes by way of a second array
+        out[...] = array[index]  # ``take`` would first copy all of a strided array
+        return [out]
 
     def pack(self, tensors: Sequence[tf.Tensor], index: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tensors[0], [*index.shape, *self.array.shape[1:]])

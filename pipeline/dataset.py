@@ -207,6 +207,8 @@ def _epoch(feeder: _Feeder) -> tf.data.Dataset:
 
     epoch = tf.data.Dataset.from_tensors(0).map(feeder.begin).flat_map(iteration)
     options = tf.data.Options()
+    # The rewriting of the graph would copy all memory that was lent to it. Nothing here gains by it.
+    options.experimental_optimization.apply_default_optimizations = False
     # With these TensorFlow would draw ahead on its own account.
     options.experimental_optimization.inject_prefetch = False
     options.experimental_optimization.map_parallelization = False

@@ -97,8 +97,8 @@ class _Lease:
 class Growing:
     """Rows that are appended until nobody knows how many; one array in the end, never two.
 
-    The memory is enlarged by half whenever it is full, which moves pages instead of copying them, and pages that are
-    not written to take no memory.
+    The memory is enlarged by an eighth whenever it is full, which moves pages instead of copying them, and what was too
+    much is given back in the end.
     """
 
     def __init__(self, dtype: Any, row: tuple[int, ...], expected: int | None = None) -> None:
@@ -115,12 +115,13 @@ class Growing:
         given = np.ascontiguousarray(part, self._dtype).reshape(-1).view(np.uint8)
         end = self._filled + given.size
         if end + BOUNDARY > self._values.size:
-            self._values.resize(end + end // 2 + BOUNDARY, refcheck=False)
+            self._values.resize(end + end // 8 + BOUNDARY, refcheck=False)
         self._values[self._filled : end] = given
         self._filled = end
 
     def finish(self, count: int) -> Array:
         """The ``count`` rows, aligned where no pages have to move for that."""
+        self._values.resize(self._filled + BOUNDARY, refcheck=False)
         skip = -self._values.ctypes.data % BOUNDARY
         if skip:
             ctypes.memmove(self._values.ctypes.data + skip, self._values.ctypes.data, self._filled)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline import importance_dataset
 from pipeline.memory import Blocks, Growing, aligned, lend
+from sampler import ImportanceSampler
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (7, 3), (5, 0, 2), ()])
@@ -105,3 +109,50 @@ def test_growing(expected: int | None, row: tuple[int, ...]) -> None:
     array = rows.finish(14)
     np.testing.assert_array_equal(array, np.concatenate(parts))
     assert (array.dtype, array.ctypes.data % 64) == (np.float32, 0)
+
+
+# --- no second copy -------------------------------------------------------------------------------
+
+ROWS, WIDTH = 4096, 1 << 16  # 256 MiB
+
+
+def filled(array: np.ndarray) -> np.ndarray:
+    array[:] = 1
+    return array
+
+
+def mapped(folder: Path) -> np.ndarray:
+    np.save(folder / "x.npy", np.ones((ROWS, WIDTH), np.uint8))
+    return np.load(folder / "x.npy", mmap_mode="r")
+
+
+SOURCES: dict[str, Callable[[Path], Any]] = {
+    "aligned": lambda _: filled(aligned((ROWS, WIDTH), np.uint8)),
+    "elsewhere": lambda _: filled(aligned((ROWS * WIDTH + 16,), np.uint8)[16:].reshape(ROWS, WIDTH)),
+    "strided": lambda _: filled(aligned((ROWS, 2 * WIDTH), np.uint8))[:, ::2],
+    "mapped": mapped,
+    "sliced": lambda _: tf.data.Dataset.from_tensor_slices(tf.ones((ROWS, WIDTH), tf.uint8)),
+}
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is in no file."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("needs /proc/self/status")
+    return int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1]) << 10
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_no_second_copy_is_kept(kind: str, tmp_path: Path) -> None:
+    """At most a tenth of the data, over an epoch with a map and a prefetch behind it; TensorFlow's own rewriting of the
+    graph would copy what was lent.
+    """
+    data = SOURCES[kind](tmp_path)
+    sampler = ImportanceSampler(ROWS, losses=np.ones(ROWS), seed=0)
+    list(importance_dataset(np.zeros(ROWS), sampler, 64).take(3))  # what TensorFlow takes once
+    before = anonymous_bytes()
+    train = importance_dataset(data, sampler, 2).map(lambda x, sampling: (x[:, 0], sampling)).prefetch(1)
+    for x, _ in train.take(100):
+        assert x.shape == (2,)
+    assert anonymous_bytes() - before < ROWS * WIDTH / 10
