@@ -371,6 +371,8 @@ class _Feeder:
 
     def _take(self, index: Array) -> list[Array]:
         """What the source gives for the batches ``index`` (m, B): arrays with a first axis of m."""
+        if not self.source.stackable and not len(index):
+            return [np.zeros(0, object if dtype == tf.string else dtype.as_numpy_dtype) for dtype in self.source.dtypes]
         taken = self.source.take(index.reshape(-1))
         if not self.source.stackable:  # one batch then
             return [part[None] for part in taken]

@@ -418,6 +418,40 @@ def test_the_time_out_names_cause_and_remedy(where: str) -> None:
     assert 0.2 < time.monotonic() - begin < 5.0
 
 
+class Listed:
+    """Elements one by one."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        return X[index], f"nr {index}"
+
+
+LATE: dict[str, Callable[[], Any]] = {
+    "arrays": lambda: (X, Y),
+    "elements": Listed,
+    "ragged": lambda: tf.data.Dataset.range(N).map(lambda i: (tf.range(i), i)),
+    "sparse": lambda: tf.data.Dataset.range(N).map(lambda i: (tf.sparse.eye(3), i)),
+    "strings": lambda: np.array([f"nr {i}" for i in range(N)]),
+}
+
+
+@pytest.mark.parametrize("source", LATE)
+def test_feedback_that_comes_late_is_waited_for(source: str) -> None:
+    """The third draw needs the losses of the first, which come while it has been asked for again and again."""
+    sampler = known(feedback_lag=2, feedback_timeout=20.0)
+    iterator = iter(importance_dataset(LATE[source](), sampler, B))
+    taken = [next(iterator)[-1] for _ in range(2)]
+
+    def report() -> None:
+        for sampling in taken:
+            sampler.update(sampling["index"], np.ones(B), step=sampling["step"])
+
+    threading.Timer(0.2, report).start()
+    assert np.unique(next(iterator)[-1]["step"]) == [2]
+
+
 def test_partial_feedback_is_told_apart() -> None:
     sampler = known(feedback_lag=1, feedback_timeout=0.3)
     iterator = iter(dataset_of(sampler))
