@@ -124,10 +124,12 @@ def take_rounds(
     rounds: int,
     generator: np.random.Generator,
     after_round: Callable[[], None] = lambda: None,
+    lead_in: bool = True,
 ) -> tuple[dict[str, Times], dict[str, str]]:
     """Every contestant's turn, once a round, in an order shuffled anew for each round.
 
-    Gives the times of those that did all rounds, and why the others were lost.
+    Without ``lead_in`` no untimed steps go before a turn: for contestants that see to that themselves. Gives the times
+    of those that did all rounds, and why the others were lost.
     """
     names = list(contestants)
     measured = {name: np.empty((2, rounds)) for name in names}
@@ -138,8 +140,8 @@ def take_rounds(
                 if name in lost:
                     continue
                 try:
-                    # The contestant before has filled the caches with its own data.
-                    contestants[name].turn(-(-steps[name] // LEAD_IN))
+                    if lead_in:  # the contestant before has filled the caches with its own data
+                        contestants[name].turn(-(-steps[name] // LEAD_IN))
                     measured[name][:, number] = contestants[name].turn(steps[name])
                 except Lost as reason:
                     lost[str(name)] = f"in round {number + 1}: {reason}"

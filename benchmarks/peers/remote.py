@@ -100,7 +100,7 @@ class Remote:
         asking: float = ASKING,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._building, self._asking = building, asking
+        self.building, self.asking = building, asking
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
@@ -114,17 +114,22 @@ class Remote:
         )
         self._received = b""
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked again."""
+        return self._process.poll() is None
+
     def build(self, system: str, priorities: Path) -> dict[str, Any]:
         """Make the store; what the worker told of it."""
-        return self.ask(self._building, do="build", system=system, priorities=str(priorities))
+        return self.ask(self.building, do="build", system=system, priorities=str(priorities))
 
     def prepare(self, batch: int, seed: int) -> dict[str, Any]:
         """Make ready for a batch size; what the worker told of it."""
-        return self.ask(self._building, do="batch", batch=batch, seed=seed)
+        return self.ask(self.building, do="batch", batch=batch, seed=seed)
 
     def turn(self, steps: int) -> tuple[float, float]:
         """Do ``steps`` steps; the mean µs of a draw and of an update."""
-        told = self.ask(self._asking, do="turn", steps=steps)
+        told = self.ask(self.asking, do="turn", steps=steps)
         return told["draw_us"], told["update_us"]
 
     def ask(self, seconds: float, **request: Any) -> dict[str, Any]:

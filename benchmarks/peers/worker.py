@@ -9,6 +9,10 @@ asked                                                      answered
 "priorities": "priorities.npy"}``                          cannot be told), ``versions``
 ``{"do": "batch", "batch": 256, "seed": 0}``               ``uniforms``: the order that was quicker, or null
 ``{"do": "turn", "steps": 64}``                            ``draw_us``, ``update_us``: means over the steps
+``{"do": "open", "pipeline": "grain", "folder": "data",     of a pipeline: ``ahead``, ``versions``, and what it tells
+"data": "images", "batch": 256, "seed": 0, "cores": 1}``   of itself; a batch of it was checked
+``{"do": "take", "steps": 64, "lead": 8}``                 ``us``, for all the steps, and ``samples``; with no lead-in
+                                                           the beginning of the iterator is in it
 ``{"do": "count", "steps": 64, "switch": "switch.so"}``    under callgrind: nothing but ``{}``; it has written
                                                            what the steps took (see ``benchmarks/instructions.py``)
 =========================================================  ==================================================
@@ -27,10 +31,13 @@ import signal
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import pipeline_data
+from benchmarks.peers.pipelines import PIPELINES, Pipeline
 from benchmarks.peers.systems import BELOW_ONE, PEERS
 
 ROWS = 64  # batches of losses made beforehand
@@ -49,6 +56,8 @@ class Worker:
         self._order = ORDERS[0]
         self._draw: Any = None
         self._update: Any = None
+        self._data: pipeline_data.Data | None = None
+        self._pipeline: Pipeline | None = None
 
     def build(self, system: str, priorities: str) -> dict[str, Any]:
         """Make the store; the one before is let go first."""
@@ -91,6 +100,31 @@ class Worker:
             updating += end - between
         gc.enable()
         return {"draw_us": drawing / steps / 1e3, "update_us": updating / steps / 1e3}
+
+    def open(self, pipeline: str, folder: str, data: str, batch: int, seed: int, cores: int) -> dict[str, Any]:
+        """Make an input pipeline, the one before let go, and look at a batch of it."""
+        self._pipeline = None
+        if self._data is None or (self._data.name, str(self._data.folder)) != (data, folder):
+            self._data = pipeline_data.load(Path(folder), data)
+        self._pipeline = PIPELINES[pipeline](self._data, batch, seed, cores)
+        x, y = next(self._pipeline.begin())
+        pipeline_data.check_batch(self._data, x, y)
+        versions = {name: metadata.version(name) for name in self._pipeline.packages}
+        return {"ahead": self._pipeline.ahead, "versions": versions, **self._pipeline.told}
+
+    def take(self, steps: int, lead: int) -> dict[str, Any]:
+        """Begin an iterator, take some batches untimed, and then time ``steps`` of them."""
+        assert self._pipeline is not None
+        samples, clock = 0, time.perf_counter_ns
+        start = clock()
+        batches = self._pipeline.begin()
+        for _ in range(lead):
+            next(batches)
+        if lead:
+            start = clock()
+        for _ in range(steps):
+            samples += len(next(batches)[1])
+        return {"us": (clock() - start) / 1e3, "samples": samples}
 
     def _given(self) -> Any:
         """New uniforms for a raw tree, one in each of B equal parts: no store can learn them by heart."""

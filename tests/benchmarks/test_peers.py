@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks import measuring, sampler_throughput, systems
 from benchmarks.measuring import Lost
-from benchmarks.peers import install, remote
+from benchmarks.peers import install, remote, remote_pipelines
 from benchmarks.peers import systems as peer_systems
 from benchmarks.peers.remote import Peer, Remote, Remotes
 from benchmarks.peers.worker import Worker, answer
@@ -207,7 +207,7 @@ def test_install_goes_on_after_a_failure(
 
 
 def test_requirements_are_exact_and_name_no_place() -> None:
-    names = {peer.environment for peer in remote.PEERS.values()}
+    names = {peer.environment for peer in (*remote.PEERS.values(), *remote_pipelines.PIPELINES.values())}
     for name in names:
         for line in (install.REQUIREMENTS / f"{name}.txt").read_text().splitlines():
             assert line.count("==") == 1
