@@ -3,7 +3,8 @@
 # make soak    run the long tests
 # make check   lint, format and types
 # make bench   measure the sampler's throughput
-# make peers   install the priority stores of others under .peers, for make bench ARGS=--peers
+# make bench-pipeline   measure the input pipelines
+# make peers   install what others offer under .peers, for make bench ARGS=--peers and make bench-pipeline ARGS=--peers
 #
 # Each sets up .venv first, where that was not done yet: Python 3.11 to 3.13, make and a package index are
 # all that is needed. PYTHON names the interpreter.
@@ -13,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test soak check format bench peers clean
+.PHONY: train test soak check format bench bench-pipeline peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.uniform_vs_importance $(ARGS)
@@ -35,6 +36,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.sampler_throughput $(ARGS)
+
+bench-pipeline: $(INSTALLED)
+	$(BIN)/python -m benchmarks.pipeline_throughput $(ARGS)
 
 peers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peers.install $(ARGS)
