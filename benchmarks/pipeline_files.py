@@ -37,7 +37,7 @@ def can_drop() -> bool:
 def drop(files: Sequence[Path]) -> float:
     """Put files out of the page cache; the share of their pages that stayed."""
     for path in files:
-        _unmap(path)
+        unmap(path)
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -61,7 +61,7 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-def _unmap(path: Path) -> None:
+def unmap(path: Path) -> None:
     """Take the file's pages out of this process's maps; they are fetched again when they are touched."""
     libc = ctypes.CDLL(None, use_errno=True)
     for start, end in _maps_of(path):

@@ -16,6 +16,9 @@ times:
 files included, which the system takes back when it needs them. ``anon_over_data`` and ``rss_over_data`` are what was
 added since ``start``, over the bytes of the data: 1.0 after loading is the data themselves.
 
+The disk cache is made of a dataset that holds no data, slices of a memory map given by a generator. Over tensors
+``tf.data`` itself would keep a second copy of them as soon as the dataset is read.
+
 A row of kind ``slope`` has the memory while ``batches`` batches are drawn, ten times, and what it grows by in 10,000
 batches: the slope of a straight line through all but the first of them.
 """
@@ -27,7 +30,7 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +41,11 @@ import tensorflow as tf
 from benchmarks import pipelines
 from benchmarks.pipeline_children import emitter
 from benchmarks.pipeline_data import Data, load, mapped, paths
-from benchmarks.pipeline_files import cache_folder
+from benchmarks.pipeline_files import cache_folder, map_files, unmap
 from benchmarks.pipeline_names import ARRAYS, CACHED, FEEDBACK, KERAS, MAPPED, TENSORS
 from benchmarks.pipeline_turns import compiled, epoch_of
-from benchmarks.pipelines import PIPELINES, Setting
+from benchmarks.pipelines import PIPELINES, Made, Setting
+from pipeline import importance_sampling
 
 SYSTEMS = (TENSORS, ARRAYS, MAPPED, CACHED, KERAS)
 SLOPES = (TENSORS, FEEDBACK, KERAS)
@@ -74,7 +78,7 @@ def measure(task: Task) -> Row:
     read["loaded"] = resident()
     shutil.rmtree(cache_folder(data), ignore_errors=True)  # so that it is written, as in a first run
     setting = Setting(data, task.batch, task.seed)
-    made = PIPELINES[task.system].build(setting)
+    made = build(task.system, setting)
     read["wrapped"] = resident()
     iterator, take = iter(made.batches), compiled(made.feed_back)  # type: ignore[arg-type]  # all are datasets here
     row = {
@@ -99,7 +103,7 @@ def try_few(task: Task, folder: Path) -> None:
     for whole, part in zip(paths(folder, task.data), paths(below, task.data), strict=True):
         np.save(part, np.load(whole, mmap_mode="r")[:FEW])
     data = opened(task.system, below, task.data)
-    made = PIPELINES[task.system].build(Setting(data, min(task.batch, FEW), task.seed))
+    made = build(task.system, Setting(data, min(task.batch, FEW), task.seed))
     compiled(made.feed_back)(iter(made.batches), tf.constant(2))  # type: ignore[arg-type]  # all are datasets here
 
 
@@ -110,9 +114,26 @@ def opened(system: str, folder: Path, name: str) -> Data:
         if system == ARRAYS or data.x.dtype.kind != "O":
             return data
     data = Data(name, *mapped(Data(name, np.empty(0), np.empty(0), folder)), folder)
-    if system != MAPPED:
+    if system not in (MAPPED, CACHED):
         pipelines.tensors(data)
+        for path in map_files(data):
+            unmap(path)
     return data
+
+
+def build(system: str, setting: Setting) -> Made:
+    """The pipeline."""
+    if system != CACHED:
+        return PIPELINES[system].build(setting)
+    data, chunk = setting.data, 1024
+
+    def chunks() -> Iterator[Any]:
+        for start in range(0, len(data), chunk):
+            yield data.x[start : start + chunk], data.y[start : start + chunk]
+
+    dataset = tf.data.Dataset.from_generator(chunks, output_signature=pipelines.signature(data, None)).unbatch()
+    sampling = importance_sampling(pipelines.sampler_for(setting), setting.batch, cache=cache_folder(data))
+    return Made(dataset.apply(tf.data.experimental.assert_cardinality(len(data))).apply(sampling).repeat())
 
 
 def slope(take: Callable[[int], Any], batches: int) -> Row:
@@ -147,6 +168,7 @@ def multiples(read: dict[str, dict[str, int]], data_bytes: int) -> Row:
 def resident() -> dict[str, int]:
     """Resident bytes of this process: anonymous ones, and all."""
     gc.collect()
+    tf.zeros(1)  # arrays that became tensors are let go of by the operation that comes next
     with open("/proc/self/status") as status:
         told = dict(line.split(":", 1) for line in status if ":" in line)
     return {name: int(told[field].split()[0]) * 1024 for name, field in FIELDS.items()}

@@ -36,7 +36,8 @@ TORCH_WORKERS = "torch DataLoader, two workers"
 GRAIN = "Grain shuffle, repeat, batch"
 GRAIN_RECORDS = "Grain ArrayRecord, random access"
 
-FLOOR = "floor: numpy X[idx]"
+INDEXED = "numpy X[idx]"
+FLOOR = "floor: numpy take, one buffer"
 
 # Groups.
 OURS, OTHERS, TOUCHING = "this project", "others", "floor"

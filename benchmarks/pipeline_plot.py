@@ -4,7 +4,8 @@
     python -m benchmarks.pipeline_plot --results mine.jsonl    # writes mine.png
 
 Both axes are logarithmic. This project's lines are thick, those of others thin, and grey above all is what no pipeline
-can reach: NumPy's ``X[idx]`` alone. Colours, ground and letters are those of :mod:`benchmarks.plot`.
+can reach: the samples taken by NumPy into one buffer, and nothing else. Colours, ground and letters are those of
+:mod:`benchmarks.plot`.
 
 Needs matplotlib, which the extra ``plots`` brings.
 """
@@ -156,7 +157,7 @@ def floor(axes: Axes, rows: Sequence[Row]) -> None:
     batches, rates = line(rows, names.FLOOR)
     if batches:
         axes.fill_between(batches, rates, [HIGHEST] * len(rates), color=GROUND, alpha=0.5, linewidth=0, zorder=1)
-        axes.plot(batches, rates, color=FAINT, linewidth=1.0, label="no pipeline: numpy X[idx]", zorder=2)
+        axes.plot(batches, rates, color=FAINT, linewidth=1.0, label="no pipeline: numpy take", zorder=2)
 
 
 def line(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:

@@ -25,7 +25,8 @@ pipeline                                   what it is
 ``tf.data rejection_resample``             uneven to even classes, from a shuffled stream
 ``tf.data sample_from_datasets``           ten classes, each shuffled, drawn evenly
 ``tf.data TFRecord, shuffle``              the records of a file, ``shuffle(N).batch(B)``, decoded by batches
-``floor: numpy X[idx]``                    a loop over a permutation, and no pipeline at all
+``numpy X[idx]``                           a loop over a permutation, and no pipeline at all
+``floor: numpy take, one buffer``          the same into memory that is used over and over
 =========================================  ================================================================
 
 Those of others that live in environments of their own are in :mod:`benchmarks.peers.pipelines`.
@@ -163,7 +164,7 @@ def tensors(data: Data) -> tuple[tf.Tensor, tf.Tensor]:
 def keras_arrays(setting: Setting) -> Made:
     """The adapter that ``fit(X, y)`` puts around arrays."""
     data = setting.data
-    x = tensors(data)[0] if data.x.dtype.kind == "O" else data.x
+    x = tensors(data)[0] if data.x.dtype.kind in "OS" else data.x
     adapter = ArrayDataAdapter(x, data.y, batch_size=setting.batch, shuffle=True)
     return Made(adapter.get_tf_dataset().repeat())
 
@@ -207,7 +208,7 @@ def shuffled(setting: Setting, cached: bool = False) -> Made:
 
 def signature(data: Data, *batch: Any) -> tuple[tf.TensorSpec, tf.TensorSpec]:
     """What a generator gives."""
-    dtype = tf.string if data.x.dtype.kind == "O" else tf.as_dtype(data.x.dtype)
+    dtype = tf.string if data.x.dtype.kind in "OS" else tf.as_dtype(data.x.dtype)
     return tf.TensorSpec((*batch, *data.x.shape[1:]), dtype), tf.TensorSpec(batch, tf.int64)
 
 
@@ -272,14 +273,30 @@ def from_records(setting: Setting) -> Made:
 # --- no pipeline ------------------------------------------------------------------------------
 
 
-def numpy_loop(setting: Setting) -> Made:
-    """B rows copied at indices in random order: what no pipeline can avoid."""
+def indexed(setting: Setting) -> Made:
+    """A new array for each batch, as one writes it by hand. Of strings only references are copied."""
     data, generator = setting.data, np.random.default_rng(setting.seed)
 
     def begin() -> Iterator[Any]:
         while True:
             for index in slices(generator.permutation(len(data)), setting.batch):
                 yield data.x[index], data.y[index]
+
+    return Made(begin)
+
+
+def taken(setting: Setting) -> Made:
+    """B rows copied to the same place over and over: what no pipeline can avoid."""
+    data, generator = setting.data, np.random.default_rng(setting.seed)
+    x, y = (np.empty((setting.batch, *each.shape[1:]), each.dtype) for each in (data.x, data.y))
+
+    def begin() -> Iterator[Any]:
+        while True:
+            for index in slices(generator.permutation(len(data)), setting.batch):
+                here = x[: len(index)], y[: len(index)]
+                for all_of_them, out in zip((data.x, data.y), here, strict=True):
+                    all_of_them.take(index, axis=0, out=out, mode="clip")  # "raise" would go through a buffer
+                yield here
 
     return Made(begin)
 
@@ -303,5 +320,6 @@ PIPELINES: Mapping[str, Entry] = {
     names.REJECTING: Entry(rejecting),
     names.BY_CLASS: Entry(by_class),
     names.RECORDS: Entry(from_records, only=("images",), cold=lambda data: [files.records_path(data)]),
-    names.FLOOR: Entry(numpy_loop, names.TOUCHING),
+    names.INDEXED: Entry(indexed, names.TOUCHING),
+    names.FLOOR: Entry(taken, names.TOUCHING),
 }

@@ -29,7 +29,7 @@ from benchmarks.measuring import Lost
 from benchmarks.peers import remote
 from benchmarks.peers.remote_pipelines import PIPELINES as PEERS
 from benchmarks.pipeline_children import Child, on_cores
-from benchmarks.pipeline_names import ARRAYS, CACHED, FLOOR, KERAS, MAPPED, RECORDS, TENSORS
+from benchmarks.pipeline_names import ARRAYS, CACHED, FLOOR, INDEXED, KERAS, MAPPED, RECORDS, TENSORS
 from benchmarks.pipeline_report import Point, Row
 from benchmarks.pipeline_throughput import Options
 from benchmarks.pipelines import PIPELINES, Entry, Made, Setting
@@ -330,7 +330,7 @@ def test_the_plot_has_its_size(names: tuple[str, ...], cores: tuple[int, ...], t
 def test_every_system_of_the_picture_exists() -> None:
     known = {*PIPELINES, *PEERS}
     variants = {name for name in known if name.startswith((f"{TENSORS},", f"{KERAS},"))}
-    assert set(pipeline_plot.STYLES) == known - variants - {FLOOR}
+    assert set(pipeline_plot.STYLES) == known - variants - {INDEXED, FLOOR}
 
 
 def test_losses_are_told() -> None:
