@@ -196,10 +196,12 @@ def dtype_of(array: Array) -> tf.DType:
     if array.dtype.kind in "SU":
         return tf.string
     if array.dtype.kind == "O":
-        if array.size and not isinstance(array.flat[0], (str, bytes)):
+        place, other = next(((i, v) for i, v in enumerate(array.flat) if not isinstance(v, (str, bytes))), (0, ""))
+        if not isinstance(other, (str, bytes)):
+            sample = place // max(1, array[:1].size)
             raise TypeError(
-                f"an array of objects must hold str or bytes, got {type(array.flat[0]).__name__}; make it an array "
-                "of numbers with .astype(...)"
+                f"an array of objects must hold str or bytes, got {type(other).__name__} in sample {sample}; make it "
+                "an array of numbers with .astype(...), or fill in what is missing"
             )
         return tf.string
     try:

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from pipeline.memory import Array, aligned
+from pipeline.memory import Array, aligned, weakly
 from pipeline.sources import Source, as_source
 from sampler import Draw, checks
 
@@ -76,7 +76,8 @@ def importance_sampling(
             again.
         map_fn: called with each element by itself, after the draw, as ``Dataset.map`` calls it: for decoding and
             augmentation. What it returns takes the element's place.
-        num_parallel_calls: calls of ``map_fn`` at the same time; None lets ``tf.data`` choose. The order stays.
+        num_parallel_calls: calls of ``map_fn`` at the same time; None lets ``tf.data`` choose. The order stays. More
+            than one call at a time draws up to 1 + calls / B batches more ahead than ``prefetch`` says.
         prefetch: batches drawn ahead of training at most, ≥ 0. None: a tenth of an epoch, at least 2 and at most 32, or
             fewer where a short ``feedback_lag`` demands it, or where each batch takes long to fetch. A call into
             Python takes a fifth of a millisecond and draws as many batches as there is room for, so
@@ -124,9 +125,9 @@ def importance_dataset(
         sampler, batch_size, map_fn, num_parallel_calls, prefetch: as for ``importance_sampling``.
     """
     batch_size = checks.whole("batch_size", batch_size, least=1)
-    calls = tf.data.AUTOTUNE
     if num_parallel_calls is not None:
-        calls = checks.whole("num_parallel_calls", num_parallel_calls, least=1)
+        checks.whole("num_parallel_calls", num_parallel_calls, least=1)
+    each = None if map_fn is None else _each(map_fn, num_parallel_calls, batch_size, sampler.feedback_lag)
     data = as_source(source, size=len(sampler), cache=cache)
     if len(data) != len(sampler):
         raise ValueError(
@@ -136,16 +137,30 @@ def importance_dataset(
     if map_fn is None:
         _check_parts(data.spec)
     steps = math.ceil(len(sampler) / batch_size)
-    mapping = 0 if map_fn is None else 1 + -(-(calls if num_parallel_calls else os.cpu_count() or 1) // batch_size)
-    plan = _plan(data, batch_size, prefetch, sampler.feedback_lag, steps, mapping)
-    return _epoch(_Feeder(data, sampler, batch_size, steps, plan, None if map_fn is None else _Each(map_fn, calls)))
+    plan = _plan(data, batch_size, prefetch, sampler.feedback_lag, steps, 0 if each is None else each.held)
+    return _epoch(_Feeder(data, sampler, batch_size, steps, plan, each))
 
 
 class _Each(NamedTuple):
-    """What is done to every element by itself, and how many at the same time."""
+    """What is done to every element by itself."""
 
     function: Callable[..., Any]
-    calls: int
+    calls: int | None  # at the same time; None for one after the other
+    held: int  # batches drawn for calls at the same time, beyond those that are ahead anyway
+
+
+def _each(function: Callable[..., Any], calls: int | None, batch_size: int, lag: int | None) -> _Each:
+    """One call after the other where a short lag leaves no room for more."""
+    held = 1 + -(-(calls or os.cpu_count() or 1) // batch_size)
+    if calls == 1 or (calls is None and lag is not None and held >= lag):
+        return _Each(function, None, 0)
+    if lag is not None and held >= lag:
+        raise ValueError(
+            f"num_parallel_calls={calls} needs a feedback_lag of at least {held + 1}, got {lag}: calls at the same "
+            f"time hold up to {held} batches that are not trained on yet; raise feedback_lag, or leave "
+            "num_parallel_calls out"
+        )
+    return _Each(function, tf.data.AUTOTUNE if calls is None else calls, held)
 
 
 class _Plan(NamedTuple):
@@ -213,7 +228,9 @@ def _epoch(feeder: _Feeder) -> tf.data.Dataset:
     options.experimental_optimization.inject_prefetch = False
     options.experimental_optimization.map_parallelization = False
     options.experimental_optimization.filter_parallelization = False
-    return epoch.apply(tf.data.experimental.assert_cardinality(feeder.steps)).with_options(options)
+    train = epoch.apply(tf.data.experimental.assert_cardinality(feeder.steps)).with_options(options)
+    train.feeder = feeder  # which the functions in the graph do not keep alive
+    return train
 
 
 class _Iterations:
@@ -283,7 +300,7 @@ class _Feeder:
 
     def begin(self, _: tf.Tensor) -> tf.Tensor:
         """The number of an iteration that begins."""
-        return tf.ensure_shape(tf.numpy_function(self.begun, [], tf.int64), ())
+        return tf.ensure_shape(tf.numpy_function(weakly(self.begun), [], tf.int64), ())
 
     def batches(self, iteration: tf.Tensor) -> tf.data.Dataset:
         """The elements of an epoch; under a lag each with its place beside it."""
@@ -296,7 +313,7 @@ class _Feeder:
     def call(self, iteration: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """One call of ``next_batches``, from ``place`` in the iteration on."""
         dtypes = [tf.int64, *COLUMNS.values(), *self.source.dtypes]
-        count, *parts = tf.numpy_function(self.next_batches, [iteration, place], dtypes)
+        count, *parts = tf.numpy_function(weakly(self.next_batches), [iteration, place], dtypes)
         count = tf.ensure_shape(count, ())
         return place + count, (place + tf.range(count), *parts)
 
@@ -327,7 +344,9 @@ class _Feeder:
             return mapped, sampling, place
 
         places = drawn.map(lambda data, sampling, place: (data, sampling, tf.fill([self.batch_size], place)))
-        mapped = places.unbatch().map(call, num_parallel_calls=each.calls, deterministic=True)
+        mapped = places.unbatch().map(
+            call, num_parallel_calls=each.calls, deterministic=None if each.calls is None else True
+        )
         again = mapped.batch(self.batch_size, drop_remainder=True)
         return again.map(lambda data, sampling, place: self.finished(data, sampling, place[0]))
 
@@ -335,11 +354,11 @@ class _Feeder:
         """True; told of each batch that leaves, since batches drawn ahead must not leave an iteration that another has
         replaced.
         """
-        return tf.ensure_shape(tf.numpy_function(self.left, [iteration, place], tf.bool), ())
+        return tf.ensure_shape(tf.numpy_function(weakly(self.left), [iteration, place], tf.bool), ())
 
     def end(self, iteration: tf.Tensor) -> tf.Tensor:
         """0; told where the consumer asks on after the last batch."""
-        return tf.ensure_shape(tf.numpy_function(self.ended, [iteration], tf.int64), ())
+        return tf.ensure_shape(tf.numpy_function(weakly(self.ended), [iteration], tf.int64), ())
 
     # --- outside it ---
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.memory import Array
+from pipeline.memory import Array, weakly
 from pipeline.records import Record
 from pipeline.worker import FRAMES, Call, Worker
 
@@ -96,7 +96,7 @@ class ItemSource:
         """The batch, waited for where ``take`` gave a ticket. An iterator can be closed while this waits."""
 
         def ask(ticket: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
-            *arrays, ticket = tf.numpy_function(self._ask, [ticket, index], self.dtypes)
+            *arrays, ticket = tf.numpy_function(weakly(self._ask), [ticket, index], self.dtypes)
             return [tf.ensure_shape(ticket, ()), *arrays]
 
         *arrays, ticket = tensors

@@ -3,6 +3,7 @@
     array = aligned((50_000, 32, 32, 3), np.uint8)  # an empty array that TensorFlow can take over
     tensor = lend(array)                            # a tensor of the same memory, or None
     rows = Growing(np.float32, (8,), expected=1000) # an array whose length is found out while it is filled
+    call = weakly(source.take)                      # a function that does not keep the source alive
 
 TensorFlow reads memory of others in place if it begins at a multiple of 64 bytes. Arrays from ``aligned``, memory maps
 of ``.npy`` files and of whole files do; those that NumPy allocates by itself mostly do not.
@@ -11,7 +12,9 @@ of ``.npy`` files and of whole files do; those that NumPy allocates by itself mo
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ import tensorflow as tf
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BOUNDARY = 64  # bytes
+SPARE = 4  # blocks kept for the next arrays
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -64,11 +68,12 @@ class Blocks:
     """Memory for arrays that TensorFlow takes over for a while, used again and again.
 
     New memory has no pages yet, and to fill it takes longer than to fill memory that was just used. A block comes back
-    when nobody looks at its array any more, nor at a part of it.
+    when nobody looks at its array any more, nor at a part of it. A few are kept; who held many batches at a time and
+    let them go has the memory of the rest back.
     """
 
     def __init__(self) -> None:
-        self._free: deque[Array] = deque()
+        self._free: deque[Array] = deque(maxlen=SPARE)
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An uninitialised array that begins at a multiple of 64 bytes."""
@@ -126,3 +131,20 @@ class Growing:
         if skip:
             ctypes.memmove(self._values.ctypes.data + skip, self._values.ctypes.data, self._filled)
         return self._values[skip : skip + self._filled].view(self._dtype).reshape(count, *self._row)
+
+
+def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls a bound method and does not keep its object alive.
+
+    TensorFlow keeps every function that ``numpy_function`` was given as long as the process runs. What the function
+    needs must therefore be held by the dataset; iterators hold their dataset.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> Any:
+        bound = reference()
+        if bound is None:
+            raise RuntimeError("the dataset was dropped while something made of it is still in use; keep it")
+        return bound(*arguments)
+
+    return call

@@ -138,6 +138,8 @@ def _column(leaf: Any, copy: bool) -> Column:
         sliced = tf.data.Dataset.from_tensor_slices(leaf)
         return dataset_source(sliced, size=int(sliced.cardinality())).columns[0]
     values = leaf if isinstance(leaf, tf.Tensor) else np.asanyarray(leaf)
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError("a masked array has samples without a value; fill them in with .filled(...)")
     if len(values.shape) == 0:
         raise ValueError(
             "every array needs a first axis over the samples, got a single number; a list of numbers is made "

@@ -35,7 +35,7 @@ def trained_on(sampler: ImportanceSampler, **options: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("calls", [None, 1, 4])
-@pytest.mark.parametrize("lag", [None, 3])
+@pytest.mark.parametrize("lag", [None, 3, 5])
 def test_elements_are_mapped_and_nothing_else_changes(calls: int | None, lag: int | None) -> None:
     """The calls end in another order than they begin in: the first of a batch last."""
 
@@ -88,6 +88,23 @@ def test_four_parts_are_refused() -> None:
 def test_the_number_of_calls_is_checked(calls: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="num_parallel_calls must be"):
         importance_dataset((X, Y), known(), B, map_fn=lambda *element: element, num_parallel_calls=calls)
+
+
+@pytest.mark.parametrize(("batch_size", "lag", "calls"), [(1, 2, None), (5, 1, None), (5, 1, 1), (5, 3, None)])
+def test_a_slow_step_under_a_short_lag(batch_size: int, lag: int, calls: int | None) -> None:
+    """Draws do not wait for the training of batches that wait in front of them, so that the time-out cannot pass."""
+    sampler = known(feedback_lag=lag, feedback_timeout=0.3)
+    train = importance_dataset((X, Y), sampler, batch_size, map_fn=lambda *element: element, num_parallel_calls=calls)
+    for number, (_, _, sampling) in enumerate(train.take(4)):
+        time.sleep(0.6 if number == 1 else 0.0)
+        sampler.update(sampling["index"], np.ones(batch_size), step=sampling["step"])
+
+
+def test_calls_that_hold_more_than_a_lag_allows_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"num_parallel_calls=16 needs a feedback_lag of at least 6, got 3: .*leave num"
+    ):
+        importance_dataset((X, Y), known(feedback_lag=3), B, map_fn=lambda *element: element, num_parallel_calls=16)
 
 
 def test_calls_run_at_the_same_time() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,20 @@ def test_blocks_are_used_again_when_nobody_looks_at_them() -> None:
     more = [blocks.array((4, 8), np.float32) for _ in range(2)]
     assert where in {array.ctypes.data for array in more}
     assert all(array.ctypes.data % 64 == 0 for array in more)
+
+
+def block_of(array: Any) -> np.ndarray:
+    return array._block if hasattr(array, "_block") else block_of(array.base)
+
+
+def test_few_blocks_are_kept() -> None:
+    """Who held many batches has their memory back."""
+    blocks = Blocks()
+    arrays = [blocks.array((1 << 16,), np.uint8) for _ in range(20)]
+    held = [weakref.ref(block_of(array)) for array in arrays]
+    del arrays
+    gc.collect()
+    assert sum(block() is not None for block in held) <= 4
 
 
 def test_blocks_grow() -> None:
@@ -156,3 +171,47 @@ def test_no_second_copy_is_kept(kind: str, tmp_path: Path) -> None:
     for x, _ in train.take(100):
         assert x.shape == (2,)
     assert anonymous_bytes() - before < ROWS * WIDTH / 10
+
+
+# --- everything goes with the dataset -------------------------------------------------------------
+
+
+class Elements:
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> float:
+        return float(index)
+
+
+@pytest.mark.parametrize("lag", [None, 4])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: filled(aligned((8, 4), np.float32)),
+        lambda: filled(aligned((8 * 4 + 1,), np.float32)[1:].reshape(8, 4)),
+        Elements,
+        lambda: tf.data.Dataset.range(8).map(lambda i: tf.fill([3], i)),
+    ],
+    ids=["lent", "taken", "elements", "read"],
+)
+def test_source_and_sampler_go_with_the_dataset(make: Callable[[], Any], lag: int | None) -> None:
+    data, sampler = make(), ImportanceSampler(8, seed=0, feedback_lag=lag)
+    train = importance_dataset(data, sampler, 2, map_fn=lambda x: x)
+    gone = [weakref.ref(sampler), weakref.ref(train.feeder), weakref.ref(train.feeder.source)]
+    if not isinstance(data, tf.data.Dataset):
+        gone.append(weakref.ref(data))
+    for _ in train.take(3):
+        pass
+    del data, sampler, train
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * len(gone)
+
+
+def test_an_iterator_alone_keeps_what_it_needs() -> None:
+    sampler = ImportanceSampler(8, seed=0)
+    iterator = iter(importance_dataset(np.arange(8), sampler, 2).map(lambda *batch: batch).prefetch(1).repeat())
+    gc.collect()
+    for _ in range(10):
+        x, sampling = next(iterator)
+        np.testing.assert_array_equal(x, sampling["index"])

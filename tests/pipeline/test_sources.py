@@ -337,7 +337,9 @@ def test_arrays_that_are_refused(data: Any, words: str) -> None:
     ("array", "words"),
     [
         (np.zeros(3, "datetime64[s]"), r"no dtype for datetime64\[s\]; convert it with .astype"),
-        (np.array([1.5, 2.5], object), "array of objects must hold str or bytes, got float; .*astype"),
+        (np.array([1.5, 2.5], object), "array of objects must hold str or bytes, got float in sample 0; .*astype"),
+        (np.array([["a", "b"], ["c", None]], object), "must hold str or bytes, got NoneType in sample 1; .*fill in"),
+        (np.ma.masked_array([1.0, 2.0], mask=[True, False]), r"masked array .*\.filled"),
     ],
 )
 def test_an_array_of_a_kind_that_tensorflow_does_not_know(array: np.ndarray, words: str) -> None:
