@@ -66,15 +66,15 @@ _ACTIVE: set[str] = set()  # temporary directories of this process
 def cached_source(dataset: tf.data.Dataset, *, size: int, directory: str | os.PathLike[str]) -> ColumnSource:
     """The elements of a finite, unbatched dataset of ``size`` elements, in files under ``directory``.
 
-    The first call reads the dataset, a part of some 32 MiB at a time, and writes about as many bytes as its values
-    take, 8 more for every element of varying shape and for every string. Later calls read its first 16 elements and up
-    to 1 GiB of the files.
+    The first call reads the first 16 elements twice, to see that they stay the same, and then the dataset, a part of
+    some 32 MiB at a time. It writes about as many bytes as its values take, 8 more for every element of varying shape
+    and for every string. Later calls read the first 16 elements and up to 1 GiB of the files.
 
-    Raises ``ValueError`` for a dataset that cannot be drawn from, where ``directory`` holds something else than a
-    cache, a cache of another dataset or of a newer version, or one that was tampered with; then nothing is changed.
-    ``OSError`` where the disk is full or cannot be written to, with the bytes that are needed. What the dataset raises
-    is raised again with the elements named that were being read. In all these cases nothing new is left on the disk,
-    and an earlier cache stays as it is.
+    Raises ``ValueError`` for a dataset that cannot be drawn from or differs from pass to pass, where ``directory``
+    holds something else than a cache, a cache of another dataset or of a newer version, or one that was tampered with;
+    then nothing is changed. ``OSError`` where the disk is full or cannot be written to, with the bytes that are needed.
+    What the dataset raises is raised again with the elements named that were being read. In all these cases nothing new
+    is left on the disk, and an earlier cache stays as it is.
 
     Warns (``RuntimeWarning``) where a cache was cut short or altered, and writes it anew.
     """
@@ -88,7 +88,14 @@ def cached_source(dataset: tf.data.Dataset, *, size: int, directory: str | os.Pa
         message = f"the cache in {path} is not what was written: {damage}; it is written anew"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         found = None
-    return _Writer(path, dataset, mark, each).write() if found is None else found
+    if found is not None:
+        return found
+    if _fingerprint(dataset, size)[0] != mark:  # else the next run alone would be refused, after a long first one
+        raise ValueError(
+            "the dataset gives other elements each time it is read, so a cache would not hold what it was taken for; "
+            "put what is random after the draw, as map_fn, and remove a shuffle"
+        )
+    return _Writer(path, dataset, mark, each).write()
 
 
 def _path(directory: str | os.PathLike[str]) -> Path:

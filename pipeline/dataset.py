@@ -73,7 +73,8 @@ def importance_sampling(
         sampler: an ``ImportanceSampler`` or one of its siblings.
         batch_size: B ≥ 1.
         cache: where the elements are kept: ``"memory"`` (also None), or a directory, in files that the next run uses
-            again.
+            again. They are known by their number, structure and first 16 elements: name another directory where
+            anything else about the data changes.
         map_fn: called with each element by itself, after the draw, as ``Dataset.map`` calls it: for decoding and
             augmentation. What it returns takes the element's place.
         num_parallel_calls: calls of ``map_fn`` at the same time; None lets ``tf.data`` choose. The order stays. More
