@@ -1,7 +1,7 @@
 """How many samples a second an input pipeline gives, here and elsewhere.
 
     python -m benchmarks.pipeline_throughput             # a table, and JSON lines in benchmarks/results
-    python -m benchmarks.pipeline_throughput --quick     # in two minutes: few rounds, small data sets
+    python -m benchmarks.pipeline_throughput --quick     # in some minutes: few rounds, small data sets
     python -m benchmarks.pipeline_throughput --peers     # with torch and Grain (make peers)
     python -m benchmarks.pipeline_throughput --data images --batches 256 --cores 1 --output mine.jsonl
 
