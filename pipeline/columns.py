@@ -183,18 +183,25 @@ class ColumnSource:
         return [part for column in self.columns for part in column.take(index)]
 
     def pack(self, tensors: Sequence[tf.Tensor], index: tf.Tensor) -> Any:
-        packed, first = [], 0
-        for column in self.columns:
-            end = first + len(column.dtypes)
-            packed.append(column.pack(tensors[first:end], index))
-            first = end
-        return tf.nest.pack_sequence_as(self.spec, packed)
+        return packed(self.spec, self.columns, tensors, index)
+
+
+def packed(spec: Any, components: Sequence[Any], tensors: Sequence[tf.Tensor], index: tf.Tensor) -> Any:
+    """The structure ``spec`` of batched components, each packed of as many of the tensors as it has ``dtypes``."""
+    batches, first = [], 0
+    for component in components:
+        end = first + len(component.dtypes)
+        batches.append(component.pack(tensors[first:end], index))
+        first = end
+    return tf.nest.pack_sequence_as(spec, batches)
 
 
 def dtype_of(array: Array) -> tf.DType:
     """TensorFlow's dtype for the values of ``array``; ``TypeError`` where there is none."""
     if array.dtype.kind in "SU":
         return tf.string
+    if array.dtype.kind == "O" and not isinstance(array, np.ndarray):
+        return tf.string  # strings in files are bytes; to look at each would read all of them
     if array.dtype.kind == "O":
         place, other = next(((i, v) for i, v in enumerate(array.flat) if not isinstance(v, (str, bytes))), (0, ""))
         if not isinstance(other, (str, bytes)):

@@ -15,9 +15,10 @@ Elements are ``(x, y, sampling)``, or ``(x, sampling)`` where the data are input
 
 The cardinality is one epoch, ceil(N / B) batches of exactly B; every epoch goes on where the last one stopped.
 
-One Python call makes a whole batch: the draw, and the gathering of its samples. Where a ``feedback_lag`` makes the
-draw wait, the call gives up after some milliseconds and the graph calls again, so that an iterator can be closed at
-any time and no thread of TensorFlow is held.
+One call into Python draws as many batches as may be ahead of training, and gathers their samples where TensorFlow
+cannot read the memory of the data in place; elsewhere the graph gathers. Where a ``feedback_lag`` makes the draw wait,
+the call gives up after some milliseconds and the graph calls again, so that an iterator can be closed at any time and
+no thread of TensorFlow is held.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.columns import dtype_of, splits_of
+from pipeline.columns import dtype_of, packed, splits_of
 from pipeline.memory import Array, aligned
 
 VARYING = (
@@ -158,12 +158,7 @@ class Record:
 
     def pack(self, tensors: Sequence[tf.Tensor], index: tf.Tensor) -> Any:
         """The nested structure of batched components."""
-        packed, first = [], 0
-        for component in self.components:
-            end = first + len(component.dtypes)
-            packed.append(component.pack(tensors[first:end], index))
-            first = end
-        return tf.nest.pack_sequence_as(self.spec, packed)
+        return packed(self.spec, self.components, tensors, index)
 
 
 # --- the structure --------------------------------------------------------------------------------

@@ -263,6 +263,17 @@ def test_strings_are_indexed_like_an_array_of_objects(shape: tuple[int, ...]) ->
         ours.reshape(7, 5)
 
 
+def test_strings_in_a_file_are_not_read_before_they_are_drawn(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = tf.data.Dataset.range(N).map(lambda i: tf.strings.as_string(i))
+    as_source(dataset, size=N, cache=place)
+
+    def never(self: Strings, index: Any, axis: int = 0) -> Any:
+        raise AssertionError("a string was read")
+
+    monkeypatch.setattr(Strings, "take", never)
+    assert as_source(dataset, size=N, cache=place).dtypes == [tf.string]
+
+
 def test_strings_are_sliced_quickly(place: Path) -> None:
     """A tenth of what it does, so that a busy machine passes."""
     dataset = tf.data.Dataset.from_tensor_slices([b"word" * (i % 9) for i in range(5000)])
