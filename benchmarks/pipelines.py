@@ -59,7 +59,7 @@ from pipeline import importance_dataset, importance_sampling
 from sampler import ImportanceSampler
 
 LOSSES_MADE = 64  # batches of losses made beforehand, used over and over
-AHEAD = 32  # batches drawn ahead by default, at most
+AHEAD = 64  # batches drawn ahead by default, at most
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def taken(setting: Setting) -> Made:
 PIPELINES: Mapping[str, Entry] = {
     names.TENSORS: Entry(over_tensors, names.OURS),
     f"{names.TENSORS}, prefetch=2": Entry(partial(over_tensors, prefetch=2), names.OURS),
-    f"{names.TENSORS}, prefetch=32": Entry(partial(over_tensors, prefetch=32), names.OURS),
+    f"{names.TENSORS}, prefetch=64": Entry(partial(over_tensors, prefetch=64), names.OURS),
     names.FEEDBACK: Entry(partial(over_tensors, feedback=True), names.OURS),
     names.EAGER: Entry(over_tensors, names.OURS, eager=True),
     names.ARRAYS: Entry(over_arrays, names.OURS),

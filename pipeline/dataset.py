@@ -39,15 +39,15 @@ import tensorflow as tf
 
 from pipeline.memory import Array, aligned, weakly
 from pipeline.sources import Source, as_source
-from sampler import Draw, checks
+from sampler import checks
 
 PATIENCE = 0.02  # seconds a call waits for feedback before it gives the thread back
-LEAST_AHEAD, MOST_AHEAD = 2, 32  # batches drawn ahead by default
+LEAST_AHEAD, MOST_AHEAD = 2, 64  # batches drawn ahead by default
 CALL_BYTES = 1 << 24  # that one call brings from outside the graph
 TOGETHER_BYTES = 1 << 22  # up to which the batches of one call are gathered together
+LEAST_TOGETHER = 4  # batches in such a call
 BUFFER_BYTES = 1 << 24  # of batches gathered ahead, if there is more than one
 GRACE = 0.02  # seconds for calls on their way, when the program ends
-COLUMNS = {"index": tf.int64, "weight": tf.float32, "probability": tf.float32, "step": tf.int64}
 
 logger = logging.getLogger("pipeline")
 
@@ -80,12 +80,12 @@ def importance_sampling(
             augmentation. What it returns takes the element's place.
         num_parallel_calls: calls of ``map_fn`` at the same time; None lets ``tf.data`` choose. The order stays. More
             than one call at a time draws up to 1 + calls / B batches more ahead than ``prefetch`` says.
-        prefetch: batches drawn ahead of training at most, ≥ 0. None: a tenth of an epoch, at least 2 and at most 32, or
+        prefetch: batches drawn ahead of training at most, ≥ 0. None: a tenth of an epoch, at least 2 and at most 64, or
             fewer where a short ``feedback_lag`` demands it, or where each batch takes long to fetch. A call into
-            Python takes a fifth of a millisecond and draws as many batches as there is room for, so
-            more is faster, most of all for small ones. A draw made ahead does not know the losses of the
-            batches before it that are not trained on yet. Its weight is right all the same, and up to a tenth of an
-            epoch hardly matters: a sample is drawn about once in an epoch, so its loss is half an epoch old anyway.
+            Python takes a fifth of a millisecond and draws as many batches as there is room for, so more is faster. A
+            draw made ahead does not know the losses of the batches before it that are not trained on yet. Its weight
+            is right all the same, and up to a tenth of an epoch hardly matters: a sample is drawn about once in an
+            epoch, so its loss is half an epoch old anyway.
 
     Applying it raises ``ValueError`` where the number of elements is not the sampler's, for an infinite dataset, and
     for one that is shuffled anew each time.
@@ -166,22 +166,27 @@ def _each(function: Callable[..., Any], calls: int | None, batch_size: int, lag:
 
 
 class _Plan(NamedTuple):
-    """How far ahead of training batches are drawn, and where their samples are gathered."""
+    """How far ahead of training batches are drawn, and how their samples are gathered.
+
+    Small batches are gathered by calls and the calls buffered, so that training waits for another thread once a call;
+    large ones one by one, on several cores at the same time. ``buffered`` counts calls or batches.
+    """
 
     at_once: int  # batches drawn in one call
-    buffered: int  # batches gathered ahead
+    buffered: int  # gathered ahead
     together: bool  # whether the batches of one call are gathered together
+    parallel: bool  # whether several batches are gathered at the same time
 
     @property
     def ahead(self) -> int:
         """How many batches are drawn ahead at most."""
-        return self.at_once - 1 + self.buffered
+        return self.at_once - 1 + self.buffered * (self.at_once if self.together else 1)
 
 
 def _plan(
     source: Source, batch_size: int, prefetch: int | None, lag: int | None, steps: int, mapping: int = 0
 ) -> _Plan:
-    """Draw as many batches in one call as may be ahead, and gather a quarter of these ahead.
+    """Draw as many batches in one call as may be ahead together with those gathered ahead.
 
     No more are drawn at once than fit into the caches, where their samples come from outside the graph, and no more
     gathered than some megabytes. With a lag of k at most k - 1 batches are ahead, those that ``map_fn`` holds
@@ -200,10 +205,19 @@ def _plan(
                 "far ahead cannot know the feedback it must use; lower prefetch or raise feedback_lag"
             )
     batch_bytes = max(1, source.inside * batch_size)
-    buffered = min(ahead, max(1, min(ahead // 4, BUFFER_BYTES // batch_bytes)))
+    half = (ahead + 1) // 2
+    if source.stackable and half >= LEAST_TOGETHER and half * batch_bytes <= TOGETHER_BYTES:
+        return _Plan(half, 1, together=True, parallel=False)
+    parallel = source.stackable and source.inside > source.outside and ahead > 0 and _cores() > 1
+    share = 2 * ahead // 5 if parallel else ahead // 4  # of those ahead; the fewer, the longer the calls
+    buffered = min(ahead, max(1, min(share, BUFFER_BYTES // batch_bytes)))
     at_once = min(ahead - buffered + 1, room)
-    together = source.stackable and at_once * batch_bytes <= TOGETHER_BYTES
-    return _Plan(at_once, ahead - at_once + 1, together)
+    return _Plan(at_once, ahead - at_once + 1, together=False, parallel=parallel)
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_parts(data: Any) -> None:
@@ -216,8 +230,6 @@ def _epoch(feeder: _Feeder) -> tf.data.Dataset:
 
     def iteration(number: tf.Tensor) -> tf.data.Dataset:
         made = feeder.batches(number)
-        if feeder.plan.buffered:
-            made = made.prefetch(feeder.plan.buffered)
         if feeder.lagging:
             made = made.filter(lambda _, place: feeder.leaves(number, place)).map(lambda element, _: element)
         return made.concatenate(tf.data.Dataset.from_tensors(number).flat_map(lambda _: made.take(feeder.end(number))))
@@ -305,28 +317,30 @@ class _Feeder:
         return tf.ensure_shape(tf.numpy_function(weakly(self.begun), [], tf.int64), ())
 
     def batches(self, iteration: tf.Tensor) -> tf.data.Dataset:
-        """The elements of an epoch; under a lag each with its place beside it."""
+        """The elements of an epoch, some of them ahead; under a lag each with its place beside it."""
+        plan, buffered = self.plan, _buffer(self.plan.buffered)
         calls = tf.data.Dataset.counter().scan(tf.constant(0, tf.int64), lambda place, _: self.call(iteration, place))
-        drawn = calls.flat_map(self.slices).take(self.steps)
-        if not self.plan.together:
-            drawn = drawn.map(self.pack)
-        return drawn if self.each is None else self.one_by_one(drawn, self.each)
+        if plan.together and self.each is None:
+            calls = buffered(calls)
+        # Slices of aligned tensors are no copies.
+        drawn = calls.flat_map(lambda *batches: tf.data.Dataset.from_tensor_slices(batches)).take(self.steps)
+        if plan.together and self.each is None:
+            return drawn
+        if plan.parallel and self.each is None:
+            return drawn.map(self.pack, num_parallel_calls=plan.buffered, deterministic=True)
+        drawn = drawn if plan.together else drawn.map(self.pack)
+        return buffered(drawn if self.each is None else self.one_by_one(drawn, self.each))
 
     def call(self, iteration: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """One call of ``next_batches``, from ``place`` in the iteration on."""
-        dtypes = [tf.int64, *COLUMNS.values(), *self.source.dtypes]
-        count, *parts = tf.numpy_function(weakly(self.next_batches), [iteration, place], dtypes)
-        count = tf.ensure_shape(count, ())
-        return place + count, (place + tf.range(count), *parts)
-
-    def slices(self, place: tf.Tensor, *parts: tf.Tensor) -> tf.data.Dataset:
-        """The batches of one call, one by one. Slices of aligned tensors are no copies."""
-        sampling = {
-            name: tf.ensure_shape(part, (None, self.batch_size)) for name, part in zip(COLUMNS, parts, strict=False)
-        }
-        data = parts[len(COLUMNS) :]
-        batches = self.pack(data, sampling, place) if self.plan.together else (data, sampling, place)
-        return tf.data.Dataset.from_tensor_slices(batches)
+        called = tf.numpy_function(
+            weakly(self.next_batches), [iteration, place], [tf.int64, tf.float32, *self.source.dtypes]
+        )
+        wholes, reals = (tf.ensure_shape(part, (2, None, self.batch_size)) for part in called[:2])
+        sampling = {"index": wholes[0], "weight": reals[0], "probability": reals[1], "step": wholes[1]}
+        count = tf.shape(wholes, tf.int64)[1]
+        batches = (tuple(called[2:]), sampling, place + tf.range(count))
+        return place + count, self.pack(*batches) if self.plan.together else batches
 
     def pack(self, data: Any, sampling: dict[str, tf.Tensor], place: tf.Tensor) -> Any:
         """What the batch looks like outside, if it need not be taken apart again."""
@@ -373,22 +387,21 @@ class _Feeder:
                 self.sampler.rewind()
             return np.int64(self.iterations.begin(updates))
 
-    def next_batches(self, iteration: int, place: int) -> list[Any]:
-        """``[m, index, weight, probability, step, *the source's arrays]`` of m batches, none where draws must wait."""
+    def next_batches(self, iteration: int, place: int) -> list[Array]:
+        """``[(index, step), (weight, probability), *the source's arrays]`` of m batches, none where draws must wait.
+
+        (2, m, B) each: TensorFlow takes some 6 µs over every array.
+        """
         if _LEAVING.is_set():
             raise RuntimeError("the program is ending")
-        draws: list[Draw] = []
+        shape = (2, min(self.plan.at_once, self.steps - place), self.batch_size)
+        wholes, reals = aligned(shape, np.int64), aligned(shape, np.float32)
         with self.iterations.lock:  # an iteration that has been replaced must not take a draw of the new one
             self._check_current(iteration)
-            while len(draws) < min(self.plan.at_once, self.steps - place):
-                draw = self.sampler.poll(self.batch_size, seconds=0.0 if draws else PATIENCE)
-                if draw is None:
-                    break
-                draws.append(draw)
-            if place + len(draws) == self.steps and iteration == self.iterations.current:
+            count = self.sampler.poll_rows(wholes[0], *reals, wholes[1], seconds=PATIENCE)
+            if place + count == self.steps and iteration == self.iterations.current:
                 self.iterations.complete = not self.lagging and self.steps > self.plan.ahead
-        columns = _columns(draws, self.batch_size)
-        return [np.int64(len(draws)), *columns, *self._take(columns[0])]
+        return [wholes[:, :count], reals[:, :count], *self._take(wholes[0, :count])]
 
     def _take(self, index: Array) -> list[Array]:
         """What the source gives for the batches ``index`` (m, B): arrays with a first axis of m."""
@@ -441,14 +454,9 @@ class _Feeder:
             logger.warning(message)
 
 
-def _columns(draws: list[Draw], batch_size: int) -> list[Array]:
-    """``index, weight, probability, step``, (m, B) each, in memory that TensorFlow takes over."""
-    columns = [aligned((len(draws), batch_size), dtype.as_numpy_dtype) for dtype in COLUMNS.values()]
-    index, weight, probability, step = columns
-    for place, draw in enumerate(draws):
-        index[place], weight[place], probability[place] = draw.index, draw.weight, draw.probability
-        step[place] = draw.step
-    return columns
+def _buffer(size: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A buffer of ``size`` elements, filled by a thread of its own; 0 for none."""
+    return (lambda dataset: dataset.prefetch(size)) if size else (lambda dataset: dataset)
 
 
 def _element(data: Any, sampling: dict[str, tf.Tensor]) -> Any:

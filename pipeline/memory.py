@@ -12,6 +12,7 @@ of ``.npy`` files and of whole files do; those that NumPy allocates by itself mo
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +30,7 @@ SPARE = 4  # blocks kept for the next arrays
 def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
     """An uninitialised array that begins at a multiple of 64 bytes."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + BOUNDARY, np.uint8)
     skip = -raw.ctypes.data % BOUNDARY
     return raw[skip : skip + size].view(dtype).reshape(shape)
@@ -78,7 +79,7 @@ class Blocks:
     def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An uninitialised array that begins at a multiple of 64 bytes."""
         dtype = np.dtype(dtype)
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         try:
             block = self._free.pop()
         except IndexError:
@@ -113,7 +114,7 @@ class Growing:
 
     @property
     def _width(self) -> int:
-        return int(np.prod(self._row, dtype=np.int64)) * self._dtype.itemsize
+        return math.prod(self._row) * self._dtype.itemsize
 
     def append(self, part: Array) -> None:
         """Add the rows ``part`` (n, *row)."""

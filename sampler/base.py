@@ -132,6 +132,21 @@ class Sampler:
                 self._record_what_can_count()  # feedback that came early counts from the next draw on
             return draw
 
+    def poll_rows(self, index: Int64s, weight: Float32s, probability: Float32s, step: Int64s, *, seconds: float) -> int:
+        """Fill rows of these (m, B) arrays with one draw each, the next m, as many as need not wait; returns how many.
+
+        They are the draws that as many calls of ``poll`` would give. Only the first waits for feedback, for ``seconds``
+        at most. Raises what ``poll`` does.
+        """
+        with self._lock:
+            for row in range(len(index)):
+                draw = self.poll(index.shape[1], seconds=0.0 if row else seconds)
+                if draw is None:
+                    return row
+                index[row], weight[row], probability[row] = draw.index, draw.weight, draw.probability
+                step[row] = draw.step
+            return len(index)
+
     def rewind(self) -> None:
         """Have the draws that were never fed back handed out again, unchanged, before any new one.
 

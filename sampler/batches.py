@@ -6,6 +6,7 @@ As in :mod:`sampler.kernels`, arrays go in and come out, and the random numbers 
     merge, tally                     one loss for each sample; how often it was drawn
     spaced, permuted                 positions at equal distances; a pass over all samples
     shuffle, weigh                   the order of a batch, and its importance weights
+    spaced_rows, finish_rows         the same for several batches together
 """
 
 from __future__ import annotations
@@ -208,6 +209,16 @@ def spaced(count: int, offset: float) -> Float64s:
 
 
 @compiled
+def spaced_rows(count: int, offsets: Float64s) -> Float64s:
+    """``spaced`` of each of the ``offsets`` (m,), as the rows of (m, ``count``)."""
+    positions = np.empty((offsets.size, count), np.float64)
+    for row in range(offsets.size):
+        for draw in range(count):
+            positions[row, draw] = (draw + offsets[row]) / count
+    return positions
+
+
+@compiled
 def permuted(keys: npt.NDArray[np.uint64], size: int, first: int, index: Int64s) -> None:
     """Entries ``first, first + 1, ...`` of a permutation of ``range(size)`` named by ``keys`` (12,).
 
@@ -267,3 +278,29 @@ def weigh(probability: Float64s, num_samples: int, beta: float, weight: Float32s
         squares += value * value
         largest = max(largest, value)
     told[0], told[1], told[2], told[3] = probability.size, total, squares, largest
+
+
+@compiled
+def finish_rows(
+    keys: Float64s,
+    found: Int64s,
+    likely: Float64s,
+    num_samples: int,
+    betas: Float64s,
+    index: Int64s,
+    probability: Float32s,
+    weight: Float32s,
+    told: Float64s,
+) -> None:
+    """``shuffle`` each row of the samples ``found`` (m, B) and their probabilities ``likely`` (m, B), and ``weigh`` it.
+
+    Fills ``index``, ``probability`` and ``weight`` (m, B) and ``told`` (m, 4). ``keys`` is (m, 1), or (m, 0) to
+    leave the order as it is; ``betas`` is (m,). ``found`` and ``likely`` are spent.
+    """
+    for row in range(len(found)):
+        if keys.shape[1] > 0:
+            shuffle(keys[row, 0], found[row], likely[row])
+        weigh(likely[row], num_samples, betas[row], weight[row], told[row])
+        for draw in range(found.shape[1]):
+            index[row, draw] = found[row, draw]
+            probability[row, draw] = likely[row, draw]

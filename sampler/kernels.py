@@ -227,6 +227,23 @@ def find(
     return touched
 
 
+@compiled
+def find_rows(
+    leaves: Float32s,
+    sums: Float64s,
+    size: int,
+    floor: float,
+    total: float,
+    positions: Float64s,
+    index: Int64s,
+) -> float:
+    """As ``find``, for ``positions`` and ``index`` (m, B): one search for each row."""
+    touched = 0.0
+    for row in range(len(positions)):
+        touched += find(leaves, sums, size, floor, total, positions[row], index[row])
+    return touched
+
+
 @inlined
 def _touch(values: npt.NDArray[Any], start: int, width: int, index: Int64s) -> float:
     touched = 0.0

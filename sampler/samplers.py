@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sampler import batches, checks, draws, kernels, priorities
-from sampler.base import DivergedError, Float32s, Float64s, Int64s, Learnt, Sampler, logger
+from sampler.base import RECENT_DRAWS, DivergedError, Float32s, Float64s, Int64s, Learnt, Sampler, logger
 from sampler.bound import DrawBound
 from sampler.ledger import Draw
 from sampler.priorities import Priority, Remembering
@@ -135,7 +135,7 @@ class ImportanceSampler(Sampler):
 
     def _choose(self, count: int) -> tuple[Int64s, Float64s, Float32s]:
         """What is left of the first pass, then draws by priority."""
-        beta = self._beta_now()
+        beta = self._beta_at(self._step)
         if self._scheme is draws.without_replacement:  # say so at once, not when the first pass is over
             checks.distinct(count, self._size)
         if self._bound is not None:
@@ -155,6 +155,29 @@ class ImportanceSampler(Sampler):
             self._bound.count(self._store, index)
         return index, probability, weight
 
+    def poll_rows(self, index: Int64s, weight: Float32s, probability: Float32s, step: Int64s, *, seconds: float) -> int:
+        """As that of every sampler. Systematic draws by priority alone are made together."""
+        rows, count = index.shape
+        with self._lock:
+            store = self._store
+            by_priority = self._taken == self._size and self._scheme is draws.systematic
+            simple = self._ledger is None and self._bound is None and not self.forget
+            last = self._step + rows > checks.LARGEST_STEP
+            if type(store) is not ProportionalStore or not by_priority or not simple or last:
+                return super().poll_rows(index, weight, probability, step, seconds=seconds)
+            if store.total <= 0.0:
+                self._say_uniform()
+            steps = np.arange(self._step, self._step + rows)
+            beta = np.array([self._beta_at(int(number)) for number in steps])
+            random = self._generator.random((rows, 1 if self._ascending else 2))
+            samples, likely = store.find_rows(batches.spaced_rows(count, random[:, 0]), self.uniform_fraction)
+            told = np.empty((rows, 4))
+            batches.finish_rows(random[:, 1:], samples, likely, self._size, beta, index, probability, weight, told)
+            self._recent[steps[-RECENT_DRAWS:] % RECENT_DRAWS] = told[-RECENT_DRAWS:]
+            step[...] = steps[:, None]
+            self._step += rows
+            return int(rows)
+
     def _by_priority(self, count: int) -> draws.Drawn:
         if self.forget:
             self._fade(count)
@@ -167,9 +190,9 @@ class ImportanceSampler(Sampler):
             batches.shuffle(self._generator.random(), index, probability)
         return index, probability
 
-    def _beta_now(self) -> float:
+    def _beta_at(self, step: int) -> float:
         if callable(self._beta):
-            return checks.number(f"beta({self._step})", self._beta(self._step), 0.0, 1.0)
+            return checks.number(f"beta({step})", self._beta(step), 0.0, 1.0)
         return self._beta
 
     def _say_uniform(self) -> None:

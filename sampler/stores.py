@@ -175,6 +175,16 @@ class ProportionalStore:
             return self._find_uniform(positions)
         return self._search(positions, floor, self.total + floor * self._size)
 
+    def find_rows(self, positions: Float64s, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
+        """As ``find_owned``, for positions (m, B), C-contiguous: what m searches give, one for each row."""
+        floor = self._floor(uniform_fraction)
+        if floor is None:
+            return self._find_uniform(positions)
+        index = np.empty(positions.shape, np.int64)
+        total = self.total + floor * self._size
+        kernels.find_rows(self._leaves, self._sums, self._size, floor, total, positions, index)
+        return index, positions
+
     def find_distinct(self, count: int, offset: float, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]:
         """``count`` distinct samples, ascending, with inclusion probabilities π = min(1, c p), Σπ = count.
 
@@ -237,7 +247,7 @@ class ProportionalStore:
 
     def _find_uniform(self, positions: Float64s) -> tuple[Int64s, Float64s]:
         index = np.minimum((positions * self._size).astype(np.int64), self._size - 1)
-        return index, np.full(index.size, 1.0 / self._size)
+        return index, np.full(index.shape, 1.0 / self._size)
 
     def _distinct_uniform(self, count: int, offset: float) -> tuple[Int64s, Float64s]:
         # In whole numbers, so that no two fall together: sample t is floor((t N + s) / count).

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sampler import Draw, ImportanceSampler
+from sampler.base import Sampler
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,9 @@ class RecordingSampler(ImportanceSampler):
         if draw is not None:
             self.draws.append(draw)
         return draw
+
+    def poll_rows(self, *rows: Any, seconds: float) -> int:
+        return Sampler.poll_rows(self, *rows, seconds=seconds)  # by ``poll``
 
     def update(self, index: Any, losses: Any, step: Any = None, score: Any = None) -> None:
         super().update(index, losses, step=step, score=score)

@@ -157,7 +157,7 @@ def test_first_every_sample_once_in_shuffled_order_at_weight_one(name, size, bat
 def test_the_batch_that_ends_the_first_pass(name):
     sampler = SIBLINGS[name](10, seed=9)
     before = np.concatenate([draw.index for draw in train(sampler, 2, 4)])
-    beta = sampler._beta_now()
+    beta = sampler._beta_at(sampler.step)
     draw = sampler.draw(4)
     assert sorted([*before, *draw.index[:2]]) == list(range(10))
     assert draw.weight[:2].tolist() == [1.0, 1.0]
