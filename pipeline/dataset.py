@@ -44,8 +44,8 @@ from sampler import checks
 PATIENCE = 0.02  # seconds a call waits for feedback before it gives the thread back
 LEAST_AHEAD, MOST_AHEAD = 2, 64  # batches drawn ahead by default
 CALL_BYTES = 1 << 24  # that one call brings from outside the graph
-TOGETHER_BYTES = 1 << 22  # up to which the batches of one call are gathered together
-LEAST_TOGETHER = 4  # batches in such a call
+GROUP_BYTES = 1 << 22  # of batches gathered together
+LEAST_TOGETHER = 4  # batches gathered with their call
 BUFFER_BYTES = 1 << 24  # of batches gathered ahead, if there is more than one
 GRACE = 0.02  # seconds for calls on their way, when the program ends
 
@@ -168,19 +168,24 @@ def _each(function: Callable[..., Any], calls: int | None, batch_size: int, lag:
 class _Plan(NamedTuple):
     """How far ahead of training batches are drawn, and how their samples are gathered.
 
-    Small batches are gathered by calls and the calls buffered, so that training waits for another thread once a call;
-    large ones one by one, on several cores at the same time. ``buffered`` counts calls or batches.
+    Batches are gathered in groups, small ones many at a time, so that training seldom waits for another thread. A group
+    of all that one call draws is gathered with the call; other groups one by one, or on several cores side by side.
     """
 
     at_once: int  # batches drawn in one call
-    buffered: int  # gathered ahead
-    together: bool  # whether the batches of one call are gathered together
-    parallel: bool  # whether several batches are gathered at the same time
+    grouped: int  # batches gathered together
+    buffered: int  # groups gathered ahead
+    parallel: bool = False  # whether several groups are gathered at the same time
+
+    @property
+    def together(self) -> bool:
+        """Whether the batches of one call are gathered with it."""
+        return self.grouped > 1 and self.grouped == self.at_once
 
     @property
     def ahead(self) -> int:
         """How many batches are drawn ahead at most."""
-        return self.at_once - 1 + self.buffered * (self.at_once if self.together else 1)
+        return self.at_once - 1 + self.buffered * self.grouped
 
 
 def _plan(
@@ -189,7 +194,7 @@ def _plan(
     """Draw as many batches in one call as may be ahead together with those gathered ahead.
 
     No more are drawn at once than fit into the caches, where their samples come from outside the graph, and no more
-    gathered than some megabytes. With a lag of k at most k - 1 batches are ahead, those that ``map_fn`` holds
+    gathered than some megabytes. With one core none are gathered ahead inside the graph. With a lag of k at most k - 1 batches are ahead, those that ``map_fn`` holds
     (``mapping``) among them, or draws would wait for their own training.
     """
     most = math.inf if lag is None else max(0, lag - 1 - mapping)
@@ -205,14 +210,21 @@ def _plan(
                 "far ahead cannot know the feedback it must use; lower prefetch or raise feedback_lag"
             )
     batch_bytes = max(1, source.inside * batch_size)
+    group = max(1, GROUP_BYTES // batch_bytes) if source.stackable else 1
+    in_graph = source.stackable and source.inside > source.outside
+    if in_graph and _cores() == 1:  # where a thread that gathers ahead would take its time from training
+        at_once = min(ahead + 1, room)
+        return _Plan(at_once, at_once if at_once <= group else 1 if lag is not None else group, 0)
     half = (ahead + 1) // 2
-    if source.stackable and half >= LEAST_TOGETHER and half * batch_bytes <= TOGETHER_BYTES:
-        return _Plan(half, 1, together=True, parallel=False)
-    parallel = source.stackable and source.inside > source.outside and ahead > 0 and _cores() > 1
-    share = 2 * ahead // 5 if parallel else ahead // 4  # of those ahead; the fewer, the longer the calls
-    buffered = min(ahead, max(1, min(share, BUFFER_BYTES // batch_bytes)))
-    at_once = min(ahead - buffered + 1, room)
-    return _Plan(at_once, ahead - at_once + 1, together=False, parallel=parallel)
+    if LEAST_TOGETHER <= half <= group:
+        return _Plan(half, half, 1)
+    parallel = in_graph and ahead > 0
+    share = max(2, 2 * ahead // 5) if parallel else ahead // 4  # of those ahead; the fewer, the longer the calls
+    waiting = min(ahead, max(1, min(share, BUFFER_BYTES // batch_bytes)))
+    grouped = 1 if lag is not None else max(1, min(group, waiting // 2))
+    buffered = waiting // grouped
+    at_once = min(ahead - buffered * grouped + 1, room)
+    return _Plan(at_once, grouped, (ahead - at_once + 1) // grouped, parallel)
 
 
 def _cores() -> int:
@@ -232,7 +244,7 @@ def _epoch(feeder: _Feeder) -> tf.data.Dataset:
         made = feeder.batches(number)
         if feeder.lagging:
             made = made.filter(lambda _, place: feeder.leaves(number, place)).map(lambda element, _: element)
-        return made.concatenate(tf.data.Dataset.from_tensors(number).flat_map(lambda _: made.take(feeder.end(number))))
+        return made.concatenate(tf.data.Dataset.from_tensors(0).flat_map(lambda _: made.take(feeder.end(number))))
 
     epoch = tf.data.Dataset.from_tensors(0).map(feeder.begin).flat_map(iteration)
     options = tf.data.Options()
@@ -318,18 +330,21 @@ class _Feeder:
 
     def batches(self, iteration: tf.Tensor) -> tf.data.Dataset:
         """The elements of an epoch, some of them ahead; under a lag each with its place beside it."""
-        plan, buffered = self.plan, _buffer(self.plan.buffered)
+        plan = self.plan
         calls = tf.data.Dataset.counter().scan(tf.constant(0, tf.int64), lambda place, _: self.call(iteration, place))
         if plan.together and self.each is None:
-            calls = buffered(calls)
-        # Slices of aligned tensors are no copies.
-        drawn = calls.flat_map(lambda *batches: tf.data.Dataset.from_tensor_slices(batches)).take(self.steps)
-        if plan.together and self.each is None:
-            return drawn
-        if plan.parallel and self.each is None:
-            return drawn.map(self.pack, num_parallel_calls=plan.buffered, deterministic=True)
-        drawn = drawn if plan.together else drawn.map(self.pack)
-        return buffered(drawn if self.each is None else self.one_by_one(drawn, self.each))
+            return _slices(_buffer(calls, plan.buffered)).take(self.steps)
+        drawn = _slices(calls).take(self.steps)
+        if self.each is not None:
+            packed = drawn if plan.together else drawn.map(self.pack)
+            return _buffer(self.one_by_one(packed, self.each), plan.grouped * plan.buffered)
+        if plan.grouped > 1:
+            drawn = drawn.batch(plan.grouped)
+        if plan.parallel:
+            packed = drawn.map(self.pack, num_parallel_calls=plan.buffered, deterministic=True)
+        else:
+            packed = _buffer(drawn.map(self.pack), plan.buffered)
+        return packed if plan.grouped == 1 else _slices(packed)
 
     def call(self, iteration: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """One call of ``next_batches``, from ``place`` in the iteration on."""
@@ -373,8 +388,16 @@ class _Feeder:
         return tf.ensure_shape(tf.numpy_function(weakly(self.left), [iteration, place], tf.bool), ())
 
     def end(self, iteration: tf.Tensor) -> tf.Tensor:
-        """0; told where the consumer asks on after the last batch."""
-        return tf.ensure_shape(tf.numpy_function(weakly(self.ended), [iteration], tf.int64), ())
+        """0; told where the consumer asks on after the last batch.
+
+        Without a lag the next iteration says what this would, and only the first one's end is told: a call takes a
+        fifth of a millisecond.
+        """
+
+        def tell() -> tf.Tensor:
+            return tf.ensure_shape(tf.numpy_function(weakly(self.ended), [iteration], tf.int64), ())
+
+        return tell() if self.lagging else tf.cond(iteration > 1, lambda: tf.constant(0, tf.int64), tell)
 
     # --- outside it ---
 
@@ -454,9 +477,14 @@ class _Feeder:
             logger.warning(message)
 
 
-def _buffer(size: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """A buffer of ``size`` elements, filled by a thread of its own; 0 for none."""
-    return (lambda dataset: dataset.prefetch(size)) if size else (lambda dataset: dataset)
+def _slices(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The batches of each element one by one. Slices of aligned tensors are no copies."""
+    return batches.flat_map(lambda *element: tf.data.Dataset.from_tensor_slices(element))
+
+
+def _buffer(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
+    """With a buffer of ``size`` elements, filled by a thread of its own."""
+    return dataset.prefetch(size) if size else dataset
 
 
 def _element(data: Any, sampling: dict[str, tf.Tensor]) -> Any:

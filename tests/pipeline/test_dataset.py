@@ -238,19 +238,31 @@ def test_one_call_makes_a_whole_batch(recording: type[Any]) -> None:
     assert sampler.polls == 2 * STEPS
 
 
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("held", ["array", "tensor"])
 @pytest.mark.parametrize(
-    ("prefetch", "lag"), [(0, None), (1, None), (4, None), (None, None), (0, 1), (1, 3), (None, 2)]
+    ("prefetch", "lag"), [(0, None), (1, None), (4, None), (9, None), (None, None), (0, 1), (1, 3), (None, 2), (8, 9)]
 )
-def test_draws_ahead_are_bounded(prefetch: int | None, lag: int | None) -> None:
+def test_draws_ahead_are_bounded(
+    prefetch: int | None, lag: int | None, held: str, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.dataset._cores", lambda: cores)
     ahead = prefetch if prefetch is not None else (2 if lag is None else lag - 1)
-    sampler = ImportanceSampler(40, seed=0, feedback_lag=lag)
-    for consumed, _ in enumerate(importance_dataset(np.zeros(40), sampler, 4, prefetch=prefetch), start=1):
-        furthest = min(consumed + ahead, 10)
-        assert consumed <= sampler.step <= furthest
-        if consumed == 4:  # where a call of any of these has just been made
-            assert wait_until(lambda: sampler.step == furthest)  # noqa: B023
-            time.sleep(0.05)  # one that is too many would be drawn now
-            assert sampler.step == furthest
+    sampler, steps = ImportanceSampler(80, seed=0, feedback_lag=lag), 20
+    x = np.zeros(80) if held == "array" else tf.data.Dataset.from_tensor_slices(np.zeros(80))
+    train = importance_dataset(x, sampler, 4, prefetch=prefetch)
+    plan = train.feeder.plan
+    assert ahead // 2 <= plan.ahead <= ahead
+    most = 0
+    for consumed, _ in enumerate(train, start=1):
+        groups = -(-consumed // plan.grouped) + plan.buffered
+        furthest = min(-(-groups * plan.grouped // plan.at_once) * plan.at_once, steps)
+        assert wait_until(lambda: sampler.step >= furthest)  # noqa: B023
+        if consumed < 3:
+            time.sleep(0.02)  # one that is too many would be drawn now
+        assert sampler.step == furthest <= consumed + plan.ahead
+        most = max(most, sampler.step - consumed)
+    assert most == plan.ahead
 
 
 # --- what is refused ------------------------------------------------------------------------------
