@@ -194,8 +194,8 @@ def _plan(
     """Draw as many batches in one call as may be ahead together with those gathered ahead.
 
     No more are drawn at once than fit into the caches, where their samples come from outside the graph, and no more
-    gathered than some megabytes. With one core none are gathered ahead inside the graph. With a lag of k at most k - 1 batches are ahead, those that ``map_fn`` holds
-    (``mapping``) among them, or draws would wait for their own training.
+    gathered than some megabytes. With one core none are gathered ahead inside the graph. With a lag of k at most k - 1
+    batches are ahead, those that ``map_fn`` holds (``mapping``) among them, or draws would wait for their own training.
     """
     most = math.inf if lag is None else max(0, lag - 1 - mapping)
     room = max(1, CALL_BYTES // max(1, source.outside * batch_size)) if source.stackable else 1
