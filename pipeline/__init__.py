@@ -11,12 +11,13 @@
 """
 
 from pipeline.dataset import importance_dataset, importance_sampling
-from pipeline.feedback import LossFeedback
+from pipeline.feedback import LossFeedback, feed_back
 from pipeline.losses import per_sample_loss, weighted_mean
 from pipeline.sources import num_samples
 
 __all__ = [
     "LossFeedback",
+    "feed_back",
     "importance_dataset",
     "importance_sampling",
     "num_samples",

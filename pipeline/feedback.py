@@ -7,27 +7,44 @@ How it gets at the loss of each sample: the compiled loss is linear in the sampl
 gradient with respect to the weights, times B, *is* the unweighted loss of each sample, whatever the loss and however
 it is put together. One tape around ``compute_loss`` gives it, for next to nothing.
 
-How it gets out of the compiled step: the step writes losses, index and step into small variables, and the
-callback reads them after each batch. That works in graph mode, with XLA, several steps per execution, mixed
-precision and eagerly.
+How it gets out of the compiled step: the step writes losses, index and step into small variables
+(:mod:`pipeline.ring`), and the callback reads them after each batch. That works in graph mode, with XLA, several steps
+per execution, mixed precision and eagerly, and over several replicas.
 
-``train_step`` and ``compute_loss`` are replaced on the instance while ``fit`` runs and put back when it ends; so are
-the compiled losses, each by one that lays (B,) weights along the batch whatever the rank of its values. A ``fit`` that
-died of an exception leaves them there until the next one begins.
+The methods in ``HOOKS`` are replaced on the instance while ``fit`` runs and put back when it ends; so are the compiled
+losses (:mod:`pipeline.compiled`). A ``fit`` that died of an exception leaves them there until the next one begins.
+
+In a loop of one's own, ``feed_back(sampler, sampling, losses)`` does the same in one line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from pipeline.losses import unreduced
+from pipeline.compiled import build_from_spec, is_a_sum, is_cross_entropy, restore, rowwise, weighed_metrics
+from pipeline.figures import Figures
+from pipeline.ring import Ring
+from pipeline.scores import GradientNorm, Watched
+from sampler import checks
 
-HOOKS = ("train_step", "compute_loss", "fit", "train_on_batch")
+HOOKS = (
+    "train_step",
+    "compute_loss",
+    "compute_metrics",
+    "_get_metrics_result_or_logs",
+    "evaluate",
+    "fit",
+    "train_on_batch",
+)
+SCORES = ("gradient_norm",)
 
 
 class LossFeedback(keras.callbacks.Callback):
@@ -36,28 +53,65 @@ class LossFeedback(keras.callbacks.Callback):
     Args:
         model: the model that will be fitted, compiled with any loss that is linear in the sample weights.
         sampler: the sampler of the dataset that is passed to ``fit``.
+        class_weight: ``{class: weight}``, as Keras's argument of that name, which it refuses beside a dataset with
+            weights; for one output with labels (B,), (B, 1) or one-hot (B, K). A class without one has 1.
+        score: ``"gradient_norm"`` feeds back, beside each loss, the norm of its gradient with respect to the
+            pre-activations of the last layer, for a sampler with ``priority="gradient_norm"``.
+        at: the layer whose pre-activations are meant, or its name: for subclassed models, and models of several
+            outputs. A layer without an activation is taken by its output.
 
-    The loss that comes back is without importance weights and without the user's own sample weights. ``fit``
-    trains on their product. Regularisers and ``add_loss`` are part of the training, not of a sample's loss.
+    The loss that comes back is without importance weights, and without the user's own sample and class weights:
+    how hard a sample is does not depend on how much it shall count. ``fit`` trains on the product of all of them.
+    Regularisers and ``add_loss`` are part of the training, not of a sample's loss.
+
+    What ``fit`` reports estimates the whole data set, not the batches drawn: the loss, and all compiled metrics, are
+    weighted by 1/(N p), whatever β the sampler trains with. A metric that is a mean is the ratio Σ w m / Σ w, whose
+    bias falls with the number of batches. The history and the logs of every epoch have, beside these,
+
+    ===============================  ==================================================================================
+    ``sampling/effective_fraction``  effective sample size of the recent draws over their number, 0 to 1
+    ``sampling/max_weight``          the largest importance weight of the recent draws
+    ``sampling/gain``                what the epoch's draws were worth: the second moment of the gradient's proxy
+                                     under uniform draws over that under the draws made; the proxy is the score where
+                                     there is one, else 1 - e^-ℓ for cross-entropies and √ℓ for other losses
+    ``sampling/unseen``              the share of samples without a finite loss yet, 0 to 1
+    ``sampling/milliseconds``        that draws and updates took the sampler, a step
+    ===============================  ==================================================================================
 
     Raises ``ValueError``, before the first step is done, for a loss that ignores weights, that gives one number for the
     whole batch or that divides by the sum of the weights; for a ``feedback_lag`` smaller than
-    ``steps_per_execution``; and for a dataset whose batches carry no ``sampling``.
+    ``steps_per_execution``; for a dataset whose batches carry no ``sampling``, or come from another sampler; and where
+    no layer's pre-activations can be told.
     """
 
-    def __init__(self, model: keras.Model, sampler: Any) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        sampler: Any,
+        *,
+        class_weight: dict[int, float] | None = None,
+        score: str | None = None,
+        at: str | keras.layers.Layer | None = None,
+    ) -> None:
         super().__init__()
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
                 f"LossFeedback needs Keras's TensorFlow backend, found {keras.backend.backend()!r}; set "
                 "KERAS_BACKEND=tensorflow"
             )
+        if score is not None and score not in SCORES:
+            raise ValueError(f"score must be one of {', '.join(map(repr, SCORES))} or None, got {score!r}")
         self._fitted = model
         self.sampler = sampler
+        self._class_weight = None if class_weight is None else _class_table(class_weight)
         self._originals: dict[str, Callable[..., Any]] = {}
-        self._current: dict[str, Any] | None = None  # of the step that is being traced or run
-        self._ring: _Ring | None = None
+        self._current: _Step | None = None  # that is being traced or run
+        self._ring: Ring | None = None
         self._checked = False  # whether a first step is over
+        self._evaluating = 0  # how deep in ``evaluate``
+        self._figures = Figures(sampler)
+        self._gradient_norm = None if score is None else GradientNorm(model, at)
+        build_from_spec(model)
 
     # --- Keras calls these ---
 
@@ -71,10 +125,20 @@ class LossFeedback(keras.callbacks.Callback):
         super().set_model(model)
         self._check_lag()
 
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Let the history say how its metrics are weighted."""
+        super().set_params(params)
+        if params is not None:
+            params["metrics_weighted_by"] = "1/(N p)"
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the hooks in place; ``fit`` has made its training function just before, which is made anew."""
         self._install()
         self._fitted.make_train_function(force=True)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begin to count."""
+        self._figures.begin()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Hand over the losses of the steps just done."""
@@ -105,18 +169,24 @@ class LossFeedback(keras.callbacks.Callback):
         self._originals = {name: getattr(model, name) for name in HOOKS}
         self._ring = None
         self._checked = False
-        # Past Keras's own __setattr__, which would track what is set.
-        object.__setattr__(model, "train_step", self._train_step)
-        object.__setattr__(model, "compute_loss", self._compute_loss)
-        for name in ("fit", "train_on_batch"):
-            object.__setattr__(model, name, functools.partial(self._begin_anew, name))
-        _wrap_losses(getattr(model, "_compile_loss", None))
+        hooks: dict[str, Callable[..., Any]] = {
+            "train_step": self._train_step,
+            "compute_loss": self._compute_loss,
+            "compute_metrics": self._compute_metrics,
+            "_get_metrics_result_or_logs": self._logs,
+            "evaluate": self._evaluate,
+            "fit": functools.partial(self._begin_anew, "fit"),
+            "train_on_batch": functools.partial(self._begin_anew, "train_on_batch"),
+        }
+        for name, hook in hooks.items():  # past Keras's own __setattr__, which would track what is set
+            object.__setattr__(model, name, hook)
+        rowwise(model)
 
     def _remove(self) -> None:
         if self._originals:
             for name in HOOKS:
                 self._fitted.__dict__.pop(name, None)
-            _unwrap_losses(getattr(self._fitted, "_compile_loss", None))
+            restore(self._fitted)
             self._fitted.train_function = None
         self._originals = {}
 
@@ -136,20 +206,21 @@ class LossFeedback(keras.callbacks.Callback):
                 "dataset.apply(importance_sampling(sampler, batch_size)), or leave LossFeedback out"
             )
         before = self._weights_before()
-        self._current = {"losses": None}
-        try:
-            logs = self._originals["train_step"]((x, y, _weight(sampling)))
-            losses = self._current["losses"]
-        finally:
-            self._current = None
-        if losses is None:
+        with self._watching() as watched:
+            self._current = step = _Step(sampling, self._own_weight(sampling, y), len(self.sampler), watched)
+            try:
+                logs = self._originals["train_step"]((x, y, step.weight))
+            finally:
+                self._current = None
+        if step.losses is None:
             for variable, value in before:
                 variable.assign(value)
             raise ValueError(
                 "the model's train_step never called compute_loss, so the losses of its samples cannot be had; call "
                 "self.compute_loss(x, y, y_pred, sample_weight) there, or use a custom loop with per_sample_loss"
             )
-        self._write(losses, sampling)
+        self._correct_loss(step)
+        self._write(step)
         return logs
 
     def _compute_loss(
@@ -161,7 +232,8 @@ class LossFeedback(keras.callbacks.Callback):
         training: bool = True,
     ) -> tf.Tensor:
         """The model's own loss; in a train step its gradient by the weights is kept."""
-        if self._current is None or self._current["losses"] is not None:
+        step = self._current
+        if step is None or step.losses is not None:
             return self._own_loss(x, y, y_pred, sample_weight, training)
         if sample_weight is None:
             raise ValueError(
@@ -177,13 +249,65 @@ class LossFeedback(keras.callbacks.Callback):
                 "the loss does not depend on the sample weights, so importance weights would have no effect and "
                 "training would be biased; let compute_loss, or the loss, use sample_weight"
             )
-        assert self._current is not None
-        self._current["losses"] = tf.cast(gradient, tf.float32) * _batch_factor(self._fitted, sample_weight)
+        step.batch = tf.cast(tf.shape(sample_weight)[0], tf.float32)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        step.divisor = tf.constant(1.0) if is_a_sum(self._fitted) else step.batch
+        scale = tf.constant(1.0) if is_a_sum(self._fitted) else step.batch * replicas
+        step.losses = tf.cast(gradient, tf.float32) * scale
+        if step.watched is not None:
+            step.score = step.watched.norms(loss, tf.math.divide_no_nan(scale, step.weight))
         return loss
 
     def _own_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> tf.Tensor:
         options = {"training": training} if getattr(self._fitted, "_compute_loss_has_training_arg", True) else {}
         return self._originals["compute_loss"](x, y, y_pred, sample_weight, **options)
+
+    def _compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The model's own metrics, weighted so that they estimate those of the whole data set."""
+        step, own = self._current, self._originals["compute_metrics"]
+        if step is None or step.losses is None:
+            return own(x, y, y_pred, sample_weight)
+        self._correct_loss(step)
+        with weighed_metrics(self._fitted, y, y_pred, step.unbiased):
+            return own(x, y, y_pred, step.unbiased if step.own is None else step.unbiased * step.own)
+
+    def _correct_loss(self, step: _Step) -> None:
+        """Add to the loss that is reported what a partial correction, β < 1, leaves out."""
+        tracker = getattr(self._fitted, "_loss_tracker", None)
+        if step.corrected or tracker is None:
+            return
+        step.corrected = True
+        missing = step.unbiased - step.sampling["weight"]
+        if step.own is not None:
+            missing *= step.own
+        whole = tf.reduce_sum(tf.math.multiply_no_nan(step.losses, missing))
+        tracker.total.assign_add(tf.cast(whole / step.divisor * step.batch, tracker.total.dtype))
+
+    def _logs(self, logs: Any) -> Any:
+        """What ``fit`` reports of an epoch, for every callback whatever its place in the list."""
+        logs = self._originals["_get_metrics_result_or_logs"](logs)
+        if self._evaluating:
+            return logs
+        self._drain()
+        return {**logs, **self._figures.logs()}
+
+    def _evaluate(self, *args: Any, **options: Any) -> Any:
+        self._evaluating += 1
+        try:
+            return self._originals["evaluate"](*args, **options)
+        finally:
+            self._evaluating -= 1
+
+    def _watching(self) -> contextlib.AbstractContextManager[Watched | None]:
+        return contextlib.nullcontext() if self._gradient_norm is None else self._gradient_norm.watching()
+
+    def _own_weight(self, sampling: dict[str, tf.Tensor], y: Any) -> tf.Tensor | None:
+        """(B,) the user's own sample weights times the class weights, or None where there are neither."""
+        own = _sample_weight(sampling)
+        if self._class_weight is None:
+            return own
+        classes = _class_weights(self._class_weight, y)
+        return classes if own is None else own * classes
 
     def _weights_before(self) -> list[tuple[Any, Any]]:
         """The model's variables and their values, in the first step of an eager run: there a step that turns out to
@@ -196,57 +320,97 @@ class LossFeedback(keras.callbacks.Callback):
 
     # --- the way out of the compiled step ---
 
-    def _write(self, losses: tf.Tensor, sampling: dict[str, tf.Tensor]) -> None:
-        batch = losses.shape[0]
+    def _write(self, step: _Step) -> None:
+        batch = step.losses.shape[0]
         if batch is None:
             raise ValueError(
                 "the batch size is not known when the training step is compiled; give batches of one size, as "
                 "importance_sampling does: no unbatch(), filter() or batch() without drop_remainder after it"
             )
-        if self._ring is None or self._ring.batch != batch:
-            with tf.init_scope():
-                self._ring = _Ring(max(self._fitted.steps_per_execution, 1), batch)
-        self._ring.write(losses, sampling["index"], sampling["step"])
+        columns = {"losses": step.losses, "weight": step.unbiased}
+        if step.score is not None:
+            columns["score"] = step.score
+        replicas = tf.distribute.get_replica_context()
+        if self._ring is None or self._ring.batch != batch * replicas.num_replicas_in_sync:
+            self._ring = replicas.merge_call(self._new_ring, args=(tuple(columns), batch))
+        self._ring.write(columns, step.sampling["index"], step.sampling["step"])
+
+    def _new_ring(self, strategy: tf.distribute.Strategy, columns: tuple[str, ...], batch: int) -> Ring:
+        with tf.init_scope():
+            self._figures.bounded = is_cross_entropy(self._fitted)
+            return Ring(max(self._fitted.steps_per_execution, 1), columns, batch * strategy.num_replicas_in_sync)
 
     def _drain(self) -> None:
-        if self._ring is not None:
-            for index, losses, step in self._ring.read():
-                self.sampler.update(index, losses, step=step)
+        if self._ring is None:
+            return
+        for index, step, columns in self._ring.read():
+            self._check_origin(index, step)
+            score = columns.get("score")
+            self.sampler.update(index, columns["losses"], step=step, score=score)
+            self._figures.add(columns["losses"], columns["weight"], score)
+
+    def _check_origin(self, index: Any, step: Any) -> None:
+        """Refuse losses of samples or draws that this sampler does not know."""
+        size, made = len(self.sampler), int(self.sampler.summary()["step"])
+        if index.max() >= size or step.max() >= made:
+            what = f"sample {index.max()}" if index.max() >= size else f"draw {step.max()}"
+            raise ValueError(
+                f"the batch is of {what}, but the sampler that LossFeedback was given has {size} samples and has "
+                f"made {made} draws; give it the sampler that the dataset was wrapped with"
+            )
 
 
-class _Ring:
-    """The losses of the last steps, written inside the compiled step and read outside it."""
+class _Step:
+    """What is known of the training step that is traced or run."""
 
-    def __init__(self, rows: int, batch: int) -> None:
-        self.rows, self.batch = rows, batch
-        self.losses = tf.Variable(tf.zeros([rows, batch], tf.float32), trainable=False)
-        self.origin = tf.Variable(tf.zeros([rows, 2, batch], tf.int64), trainable=False)  # index, step
-        self.written = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.taken = 0
-
-    def write(self, losses: tf.Tensor, index: tf.Tensor, step: tf.Tensor) -> None:
-        row = tf.reshape(self.written % self.rows, [1, 1])
-        self.losses.scatter_nd_update(row, losses[None])
-        self.origin.scatter_nd_update(row, tf.stack([index, step])[None])
-        self.written.assign_add(1)
-
-    def read(self) -> list[tuple[Any, Any, Any]]:
-        """``(index, losses, step)`` of each step since the last call, oldest first."""
-        written = int(self.written.numpy())
-        if written == self.taken:
-            return []
-        losses, origin = self.losses.numpy(), self.origin.numpy()
-        rows = [step % self.rows for step in range(max(self.taken, written - self.rows), written)]
-        self.taken = written
-        return [(origin[row, 0], losses[row], origin[row, 1]) for row in rows]
+    def __init__(
+        self, sampling: dict[str, tf.Tensor], own: tf.Tensor | None, num_samples: int, watched: Watched | None
+    ) -> None:
+        self.sampling, self.own, self.watched = sampling, own, watched
+        self.weight = sampling["weight"] if own is None else sampling["weight"] * own
+        self.unbiased = 1.0 / (num_samples * tf.cast(sampling["probability"], tf.float32))  # 1/(N p), whatever β
+        self.losses: Any = None  # (B,) float32
+        self.score: tf.Tensor | None = None
+        self.batch: Any = None
+        self.divisor: Any = None  # of the sum over the batch, in the loss
+        self.corrected = False
 
 
-def _weight(sampling: dict[str, tf.Tensor]) -> tf.Tensor:
-    """(B,) the importance weights, times the user's own sample weights where there are any."""
-    weight = sampling["weight"]
-    own = sampling.get("sample_weight")
+def feed_back(sampler: Any, sampling: dict[str, tf.Tensor], losses: tf.Tensor, score: tf.Tensor | None = None) -> None:
+    """Tell ``sampler`` the losses of a batch, in a training loop of one's own, inside ``tf.function`` too.
+
+    Args:
+        sampler: of the dataset.
+        sampling: what came with the batch.
+        losses: (B,) float, unweighted, of its samples.
+        score: (B,) float, for a sampler with ``priority="gradient_norm"``.
+
+    Eagerly this is ``sampler.update``. In a graph it is one Python call a step, some 100 µs; XLA cannot compile it, so
+    a step with ``jit_compile=True`` returns the losses instead, and they are fed back outside. What
+    ``sampler.update`` refuses ends the step with the same words.
+    """
+    given = [sampling["index"], tf.stop_gradient(losses), sampling["step"]]
+    given += [] if score is None else [tf.stop_gradient(score)]
+    if tf.executing_eagerly():
+        sampler.update(*(part.numpy() for part in given))
+        return
+    held = weakref.ref(sampler)  # TensorFlow keeps the function as long as the process runs
+
+    def update(*arrays: Any) -> np.int64:
+        known = held()
+        if known is None:
+            raise RuntimeError("the sampler was dropped while a training step still feeds it; keep it")
+        known.update(*arrays)
+        return np.int64(0)
+
+    tf.numpy_function(update, given, tf.int64)
+
+
+def _sample_weight(sampling: dict[str, tf.Tensor]) -> tf.Tensor | None:
+    """(B,) the user's own sample weights, where there are any."""
+    own, weight = sampling.get("sample_weight"), sampling["weight"]
     if own is None:
-        return weight
+        return None
     shapes = {tuple(part.shape) for part in tf.nest.flatten(own)}
     if tf.nest.is_nested(own) or shapes - {tuple(weight.shape), (*weight.shape, 1)}:
         raise ValueError(
@@ -254,82 +418,30 @@ def _weight(sampling: dict[str, tf.Tensor]) -> tf.Tensor:
             f"{' and '.join(map(str, sorted(shapes)))} for a batch of {weight.shape[0]}; weights for steps, pixels or "
             "outputs go into the loss, or into a custom loop with per_sample_loss"
         )
-    return weight * tf.cast(tf.reshape(own, tf.shape(weight)), weight.dtype)
+    return tf.cast(tf.reshape(own, tf.shape(weight)), weight.dtype)
 
 
-# --- the compiled losses ---
+def _class_table(class_weight: dict[int, float]) -> Any:
+    """(classes,) float32; 1 for those that are not named."""
+    if not isinstance(class_weight, dict) or not class_weight:
+        raise TypeError(f"class_weight must be a dict of a weight for each class, got {class_weight!r}")
+    classes = [checks.whole("a class of class_weight", name, least=0) for name in class_weight]
+    table = np.ones(max(classes) + 1, np.float32)
+    for name, weight in zip(classes, class_weight.values(), strict=True):
+        table[name] = checks.number(f"class_weight[{name}]", weight, 0.0, np.inf, top_open=True)
+    return table
 
 
-class _RowWise:
-    """A compiled loss that lays weights (B,) along the batch, whatever the rank of its values.
-
-    By itself Keras would lay them along T for values (B, T).
-    """
-
-    def __init__(self, loss: Any, name: str) -> None:
-        self.loss, self.name = loss, name
-        self.reduction = getattr(loss, "reduction", None)
-        self.rank: int | None = None  # of its values before reduction, once they were seen
-
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
-        if sample_weight is not None and sample_weight.shape.rank == 1:
-            if self.rank is None:
-                self.rank = unreduced(self.loss)(y_true, y_pred).shape.rank
-            if self.rank == 0:
-                raise ValueError(
-                    f"the loss {self.name!r} gives one number for the whole batch, so its samples cannot be told "
-                    "apart; let it end in a mean over the last axis, ops.mean(..., axis=-1), or be made with "
-                    "reduction=None inside"
-                )
-            sample_weight = tf.reshape(sample_weight, [-1] + [1] * (self.rank - 1))
-        return self.loss(y_true, y_pred, sample_weight)
-
-
-def _wrap_losses(compiled: Any) -> None:
-    """Make every compiled loss row-wise, at once or as soon as Keras has built them."""
-    if compiled is None:
-        return
-    if compiled.built:
-        compiled._flat_losses = [
-            entry._replace(loss=_RowWise(entry.loss, entry.name)) for entry in compiled._flat_losses
-        ]
-        return
-
-    def build(*args: Any) -> None:
-        del compiled.build
-        compiled.build(*args)
-        _wrap_losses(compiled)
-
-    compiled.build = build
-
-
-def _unwrap_losses(compiled: Any) -> None:
-    if compiled is None:
-        return
-    compiled.__dict__.pop("build", None)
-    compiled._flat_losses = [
-        entry._replace(loss=entry.loss.loss) if isinstance(entry.loss, _RowWise) else entry
-        for entry in compiled._flat_losses or []
-    ] or compiled._flat_losses
-
-
-def _flat_losses(model: keras.Model) -> list[Any]:
-    return list(getattr(getattr(model, "_compile_loss", None), "_flat_losses", None) or [])
-
-
-def _batch_factor(model: keras.Model, weight: tf.Tensor) -> tf.Tensor:
-    """What the gradient is multiplied by: B where the loss is a mean over the batch, 1 where it is a sum."""
-    reductions = {getattr(loss, "reduction", None) for _, loss, _, _ in _flat_losses(model)}
-    if "mean_with_sample_weight" in reductions:
+def _class_weights(table: Any, y: Any) -> tf.Tensor:
+    """(B,) the weight of each sample's class."""
+    if tf.nest.is_nested(y) or y is None or y.shape.rank not in (1, 2):
+        what = "no labels" if y is None else "several" if tf.nest.is_nested(y) else f"labels of shape {tuple(y.shape)}"
         raise ValueError(
-            "reduction='mean_with_sample_weight' divides by the sum of the weights, which biases importance sampling; "
-            "use reduction='sum_over_batch_size'"
+            f"class_weight needs one output with labels (B,), (B, 1) or one-hot (B, K), got {what}; multiply the data "
+            "set's own sample weights instead"
         )
-    sums = reductions & {"sum", "none", None}
-    if sums and reductions - sums:
-        raise ValueError(
-            f"losses with different reductions, {sorted(map(str, reductions))}, cannot be told apart; use one "
-            "for all outputs"
-        )
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    return tf.constant(1.0) if sums else tf.cast(tf.shape(weight)[0] * replicas, tf.float32)
+    one_hot = y.shape.rank == 2 and y.shape[1] != 1
+    labels = tf.argmax(y, axis=1) if one_hot else tf.reshape(y, [-1])
+    labels = tf.cast(labels, tf.int32)
+    known = (labels >= 0) & (labels < len(table))
+    return tf.where(known, tf.gather(tf.constant(table), tf.where(known, labels, 0)), 1.0)

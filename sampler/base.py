@@ -51,6 +51,8 @@ class Sampler:
     """What all samplers share: the lock, the step, passes over all samples, feedback and its lag, the state."""
 
     uses_feedback = True  # whether draws depend on what ``update`` is told
+    seconds = 0.0  # spent in draws and updates so far, waiting left out
+    _scored = False  # whether scores take the place of losses
 
     def __init__(
         self,
@@ -120,6 +122,7 @@ class Sampler:
             again = self._hand_out_again(count)
             if again is not None:
                 return again
+            start = time.perf_counter()
             if self._step >= checks.LARGEST_STEP:
                 raise _no_step_left(self._step)
             if self._ledger is not None:
@@ -130,6 +133,7 @@ class Sampler:
             if self._ledger is not None:
                 self._ledger.hand_out(draw)
                 self._record_what_can_count()  # feedback that came early counts from the next draw on
+            self.seconds += time.perf_counter() - start
             return draw
 
     def poll_rows(self, index: Int64s, weight: Float32s, probability: Float32s, step: Int64s, *, seconds: float) -> int:
@@ -245,8 +249,9 @@ class Sampler:
             losses: (B,) losses, before any weight and any reduction.
             step: of the draw they belong to, an integer or (B,) integers; None means now, newer than all that
                 is known, and it counts at once, under a lag too.
-            score: (B,) norms of the samples' gradients or a proxy of them. No priority of this version
-                asks for one; it is checked and left alone.
+            score: (B,) norms of the samples' gradients or a proxy of them, ≥ 0. A priority that asks for them
+                (``"gradient_norm"``) takes them in place of the losses; where it is another, they are checked and left
+                alone. A sample whose loss is not finite has no score either.
 
         A sample given twice counts with the mean of its finite losses. A loss that is NaN or infinite
         leaves its sample's priority as it was, is counted and logged. A loss older than what is known of its sample is
@@ -255,15 +260,28 @@ class Sampler:
         """
         indices = checks.indices(index, self._size)
         values = checks.per_sample("losses", losses, indices.size)
-        if score is not None:
-            checks.per_sample("score", score, indices.size)
+        scores = None if score is None else checks.per_sample("score", score, indices.size)
+        if self._scored:
+            values = self._scores(values, scores)
         steps = checks.steps(step, indices.size)
         if indices.size == 0:
             return
         with self._lock:
+            start = time.perf_counter()
             self._learn(indices, values, steps)
             if self._ledger is not None:
                 self._changed.notify_all()
+            self.seconds += time.perf_counter() - start
+
+    @staticmethod
+    def _scores(losses: Float64s, scores: Float64s | None) -> Float64s:
+        """What is learnt of losses (B,) by a priority that asks for their scores (B,)."""
+        if scores is None:
+            raise ValueError(
+                "priority='gradient_norm' draws by a score for each loss, and update was given none; pass score=..., "
+                "or use LossFeedback(model, sampler, score='gradient_norm')"
+            )
+        return scores if batches.count_finite(losses) == losses.size else np.where(np.isfinite(losses), scores, losses)
 
     def _learn(self, index: Int64s, losses: Float64s, steps: Int64s | None) -> None:
         finite = batches.count_finite(losses)

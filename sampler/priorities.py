@@ -20,6 +20,7 @@ temporal differences      ``power(alpha)``      (ℓ + ε)^α, the habit of rein
                                                 uniform draws (α = 0) and ``loss`` (α = 1)
 some without measure,     ``clipped(...)``      another priority of min(ℓ, a quantile of the recent losses): an
 labels that may be wrong                        outlier counts no more than the hardest of the rest
+any, where it is told     ``gradient_norm``     the norm itself, given to ``update`` as the ``score`` of each loss
 one that a reference      ``relative(...)``     max(0, ℓ - reference): what can still be learnt, without what is
 model has too                                   too noisy for any model to learn
 ========================  ====================  ======================================================
@@ -33,7 +34,8 @@ rank (``store="ranked"``), which takes ``loss`` as it is, or pass a function of 
 np.exp(losses)``.
 
 A priority is any callable; it is given copies, so it may work in place. What else a sampler looks for in one:
-``keyed``, it is called with the losses and their samples' index; the methods of ``Remembering``, it is told of the
+``keyed``, it is called with the losses and their samples' index; ``scored``, it is called with the scores
+of ``update`` in place of the losses; the methods of ``Remembering``, it is told of the
 losses that were accepted and has a state; ``check_size``, it refuses a number of samples that does not suit it.
 """
 
@@ -78,6 +80,14 @@ def sqrt(losses: Float64s) -> Float64s:
 def bounded(losses: Float64s) -> Float64s:
     """A bounded measure in [0, 1]: q = 1 - e^-ℓ. Losses (B,) ≥ 0; else ``ValueError``."""
     return -np.expm1(-_nonnegative(losses, "'bounded'"))
+
+
+def gradient_norm(scores: Float64s) -> Float64s:
+    """The score that ``update`` is given beside each loss, a norm of the sample's gradient: q = the score, (B,) ≥ 0."""
+    return _nonnegative(scores, "'gradient_norm'")
+
+
+gradient_norm.scored = True  # type: ignore[attr-defined]
 
 
 def power(alpha: float, epsilon: float = 0.0) -> Power:
@@ -217,7 +227,7 @@ class Clipped:
         self._recent.load_state_dict(state)
 
 
-NAMED: dict[str, Priority] = {"loss": loss, "sqrt": sqrt, "bounded": bounded}
+NAMED: dict[str, Priority] = {"loss": loss, "sqrt": sqrt, "bounded": bounded, "gradient_norm": gradient_norm}
 MADE: dict[str, Callable[..., Priority]] = {"clipped": clipped}  # anew for each sampler, as these have a state
 
 

@@ -16,6 +16,7 @@ The batch loss is (1/B) Σ w ℓ with the ``weight`` of the draw. Its expectatio
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -46,8 +47,8 @@ class ImportanceSampler(Sampler):
     Args:
         num_samples: N ≥ 1, the samples of the data set.
         priority: ``"loss"``, ``"sqrt"``, ``"bounded"`` (1 - e^-ℓ), ``"clipped"`` (at a quantile of the recent
-            losses), what :mod:`sampler.priorities` makes (``power(0.6)``, ``relative(reference)``), or a function (B,)
-            losses -> (B,) priorities.
+            losses), ``"gradient_norm"`` (the ``score`` given to ``update``), what :mod:`sampler.priorities` makes
+            (``power(0.6)``, ``relative(reference)``), or a function (B,) losses -> (B,) priorities.
         uniform_fraction: λ in [0, 1]. 0 draws by priority alone, 1 uniformly; no weight exceeds 1/λ.
         smoothing: in [0, 1), the share of a sample's old priority kept at an update; its first counts whole.
         scheme: ``"systematic"``, ``"multinomial"``, ``"stratified"`` or ``"without_replacement"``. In the batch that
@@ -112,6 +113,8 @@ class ImportanceSampler(Sampler):
         self.forget = checks.number("forget", forget, 0.0, 1.0, top_open=True)
         first_pass, self._ascending = checks.flag("first_pass", first_pass), checks.flag("ascending", ascending)
         keep_losses = checks.flag("keep_losses", keep_losses)
+        if keep_losses and self._scored:
+            raise ValueError("keep_losses=True keeps losses, and priority='gradient_norm' learns scores; leave one out")
         first = checks.number("initial_priority", initial_priority, 0.0, np.inf, top_open=True)
         super().__init__(
             num_samples,
@@ -132,6 +135,10 @@ class ImportanceSampler(Sampler):
         if losses is not None or not first_pass:
             self._taken = self._size
         self._said_uniform = False
+
+    @property
+    def _scored(self) -> bool:  # type: ignore[override]
+        return bool(getattr(self._priority, "scored", False))
 
     def _choose(self, count: int) -> tuple[Int64s, Float64s, Float32s]:
         """What is left of the first pass, then draws by priority."""
@@ -165,6 +172,7 @@ class ImportanceSampler(Sampler):
             last = self._step + rows > checks.LARGEST_STEP
             if type(store) is not ProportionalStore or not by_priority or not simple or last:
                 return super().poll_rows(index, weight, probability, step, seconds=seconds)
+            start = time.perf_counter()
             if store.total <= 0.0:
                 self._say_uniform()
             steps = np.arange(self._step, self._step + rows)
@@ -176,6 +184,7 @@ class ImportanceSampler(Sampler):
             self._recent[steps[-RECENT_DRAWS:] % RECENT_DRAWS] = told[-RECENT_DRAWS:]
             step[...] = steps[:, None]
             self._step += rows
+            self.seconds += time.perf_counter() - start
             return int(rows)
 
     def _by_priority(self, count: int) -> draws.Drawn:
@@ -290,6 +299,8 @@ class ImportanceSampler(Sampler):
         made with.
         """
         changed = priorities.resolve(priority, self._size)
+        if getattr(changed, "scored", False):
+            raise ValueError("priority='gradient_norm' cannot be derived from losses; make the sampler with it")
         with self._lock:
             losses = self._kept_losses()
             known = np.flatnonzero(np.isfinite(losses))

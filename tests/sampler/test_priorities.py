@@ -368,7 +368,9 @@ def test_a_cut_of_a_cut_is_refused():
 
 @pytest.mark.parametrize("wrong", ["lose", "power", 3, None, ["loss"], np.ones(2)])
 def test_a_name_that_is_none_is_refused_with_those_there_are(wrong):
-    with pytest.raises(ValueError, match=r"'loss', 'sqrt', 'bounded', 'clipped'.*priorities\.power\(0\.6\).*got "):
+    with pytest.raises(
+        ValueError, match=r"'loss', 'sqrt', 'bounded', 'gradient_norm', 'clipped'.*priorities\.power\(0\.6\).*got "
+    ):
         priorities.resolve(wrong)
 
 

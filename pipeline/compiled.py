@@ -1,0 +1,167 @@
+"""What ``model.compile`` made: its losses and metrics, given weights that lie along the batch.
+
+    rowwise(model)                              # until ``restore(model)``: weights (B,) for losses of any rank
+    with weighed_metrics(model, y, y_pred, weight): ...
+
+Keras lays weights (B,) along T for values (B, T), silently where B = T, and gives what is in ``metrics=`` no weights at
+all. Both are mended from outside; nothing of the user's model is changed for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pipeline.losses import unreduced
+
+
+class _RowWise:
+    """A compiled loss that lays weights (B,) along the batch, whatever the rank of its values."""
+
+    def __init__(self, loss: Any, name: str) -> None:
+        self.loss, self.name = loss, name
+        self.reduction = getattr(loss, "reduction", None)
+        self.rank: int | None = None  # of its values before reduction, once they were seen
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
+        if sample_weight is not None and sample_weight.shape.rank == 1:
+            if self.rank is None:
+                self.rank = unreduced(self.loss)(y_true, y_pred).shape.rank
+            if self.rank == 0:
+                raise ValueError(
+                    f"the loss {self.name!r} gives one number for the whole batch, so its samples cannot be told "
+                    "apart; let it end in a mean over the last axis, ops.mean(..., axis=-1), or be made with "
+                    "reduction=None inside"
+                )
+            sample_weight = _along_batch(sample_weight, self.rank)
+        return self.loss(y_true, y_pred, sample_weight)
+
+
+def _along_batch(weight: tf.Tensor, rank: int) -> tf.Tensor:
+    """(B,) as (B, 1, ..., 1)."""
+    return tf.reshape(weight, [-1] + [1] * (rank - 1))
+
+
+def rowwise(model: keras.Model) -> None:
+    """Make every compiled loss row-wise, at once or as soon as Keras has built them."""
+    compiled = getattr(model, "_compile_loss", None)
+    if compiled is None:
+        return
+    if compiled.built:
+        compiled._flat_losses = [
+            entry._replace(loss=_RowWise(entry.loss, entry.name)) for entry in compiled._flat_losses
+        ]
+        return
+
+    def build(*args: Any) -> None:
+        del compiled.build
+        compiled.build(*args)
+        rowwise(model)
+
+    compiled.build = build
+
+
+def restore(model: keras.Model) -> None:
+    """Put the losses back that Keras made."""
+    compiled = getattr(model, "_compile_loss", None)
+    if compiled is None:
+        return
+    compiled.__dict__.pop("build", None)
+    compiled._flat_losses = [
+        entry._replace(loss=entry.loss.loss) if isinstance(entry.loss, _RowWise) else entry
+        for entry in compiled._flat_losses or []
+    ] or compiled._flat_losses
+
+
+def flat_losses(model: keras.Model) -> list[Any]:
+    """The losses of all outputs, as Keras keeps them; none where ``compute_loss`` is the user's own."""
+    return list(getattr(getattr(model, "_compile_loss", None), "_flat_losses", None) or [])
+
+
+def is_a_sum(model: keras.Model) -> bool:
+    """Whether the loss of a batch is the sum over its samples, not their mean; ``ValueError`` where that is unclear."""
+    reductions = {getattr(entry.loss, "reduction", None) for entry in flat_losses(model)}
+    if "mean_with_sample_weight" in reductions:
+        raise ValueError(
+            "reduction='mean_with_sample_weight' divides by the sum of the weights, which biases importance sampling; "
+            "use reduction='sum_over_batch_size'"
+        )
+    sums = reductions & {"sum", "none", None}
+    if sums and reductions - sums:
+        raise ValueError(
+            f"losses with different reductions, {sorted(map(str, reductions))}, cannot be told apart; use one "
+            "for all outputs"
+        )
+    return bool(sums)
+
+
+def is_cross_entropy(model: keras.Model) -> bool:
+    """Whether all compiled losses are cross-entropies, by their names."""
+    names = []
+    for entry in flat_losses(model):
+        loss = entry.loss.loss if isinstance(entry.loss, _RowWise) else entry.loss
+        names.append(f"{type(loss).__name__} {getattr(loss, 'name', '')} {entry.name}".lower().replace("_", ""))
+    return bool(names) and all("crossentropy" in name for name in names)
+
+
+@contextlib.contextmanager
+def weighed_metrics(model: keras.Model, y: Any, y_pred: Any, weight: tf.Tensor) -> Iterator[None]:
+    """Give the ``metrics=`` of ``compile`` the weights (B,), and both kinds such as suit masks."""
+    compiled = getattr(model, "_compile_metrics", None)
+    if compiled is None:
+        yield
+        return
+    if not compiled.built:
+        compiled.build(y, y_pred)
+    plain = [entry for entry in compiled._flat_metrics if entry]
+    weighted = [entry for entry in compiled._flat_weighted_metrics if entry]
+    try:
+        for entry in plain:
+            object.__setattr__(entry, "update_state", _Weighed(entry, weight))
+        for entry in weighted:
+            object.__setattr__(entry, "update_state", _Weighed(entry, None))
+        yield
+    finally:
+        for entry in [*plain, *weighted]:
+            entry.__dict__.pop("update_state", None)
+
+
+class _Weighed:
+    """``update_state`` of an output's metrics, with weights that lie along the batch where there is a mask too."""
+
+    def __init__(self, metrics: Any, weight: tf.Tensor | None) -> None:
+        self.metrics, self.weight = metrics, weight
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        weight = sample_weight if self.weight is None else self.weight
+        mask = getattr(y_pred, "_keras_mask", None)
+        if weight is not None and mask is not None and weight.shape.rank == 1:
+            weight = _along_batch(weight, mask.shape.rank)
+        type(self.metrics).update_state(self.metrics, y_true, y_pred, sample_weight=weight)
+
+
+def build_from_spec(model: keras.Model) -> None:
+    """Under a distribution strategy Keras takes a batch to build the model by, and knows no weights in a dict.
+
+    Here it is built by the dataset's element spec: no batch is drawn for it, and the importance weights stand for the
+    dict. Nothing is changed for a model without a strategy, nor for batches without ``sampling``.
+    """
+    if model._distribute_strategy is None or "_maybe_symbolic_build" in vars(model):
+        return
+    original = model._maybe_symbolic_build
+
+    def build(iterator: Any = None, data_batch: Any = None) -> None:
+        spec = None if iterator is None else iterator.data_adapter.get_tf_dataset().element_spec
+        *data, sampling = spec if isinstance(spec, tuple) else (None,)
+        if not isinstance(sampling, dict) or "weight" not in sampling:
+            original(iterator=iterator, data_batch=data_batch)
+            return
+        x, y = (*data, None)[:2]
+        with model.distribute_strategy.scope():
+            model._symbolic_build(data_batch=(x, y, sampling["weight"]))
+
+    object.__setattr__(model, "_maybe_symbolic_build", build)

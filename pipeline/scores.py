@@ -1,0 +1,111 @@
+"""The norm of the gradient of each sample's loss at the last layer's pre-activations.
+
+    norms = GradientNorm(model)
+    with norms.watching() as watched:           # around the model's own training step
+        ...
+        watched.norms(loss, scale)              # (B,): of the loss that depends on what was watched
+
+It is what the variance of importance sampling depends on, up to the rest of the network (Katharopoulos & Fleuret,
+2018, *Not all samples are created equal: deep learning with importance sampling*): ‖softmax(z) - y‖ for softmax
+cross-entropy, ‖σ(z) - y‖ over the outputs' number for the binary one, 2 ‖z - y‖ over it for the squared error. One
+derivative of the loss's last operations gives it, so it is exact for these and whatever else is compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class GradientNorm:
+    """Finds the layer of ``model``: ``at``, a layer or its name, or the last one of a model with one output."""
+
+    def __init__(self, model: keras.Model, at: str | keras.layers.Layer | None = None) -> None:
+        self._model, self._at = model, at
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Watched]:
+        """While this lasts, the layer tells what its pre-activations are."""
+        layer = self._layer()
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            watched = Watched(tape, layer.name)
+            name, replacement = _told(layer, watched.see)
+            own = vars(layer).get(name)
+            object.__setattr__(layer, name, replacement)
+            try:
+                yield watched
+            finally:
+                if own is None:
+                    object.__delattr__(layer, name)
+                else:
+                    object.__setattr__(layer, name, own)
+
+    def _layer(self) -> keras.layers.Layer:
+        at = self._at
+        if isinstance(at, keras.layers.Layer):
+            return at
+        if at is not None:
+            named = [layer for layer in self._model._flatten_layers() if layer.name == at]
+            if not named:
+                names = ", ".join(repr(layer.name) for layer in self._model._flatten_layers(include_self=False))
+                raise ValueError(f"the model has no layer named {at!r}; at= must be a layer or one of {names}")
+            return named[0]
+        if isinstance(self._model, keras.Sequential):
+            return self._model.layers[-1]
+        outputs = getattr(self._model, "outputs", None) or []
+        if len(outputs) != 1:
+            kind = f"a model of {len(outputs)} outputs" if outputs else "a subclassed model"
+            raise ValueError(
+                f"score='gradient_norm' cannot tell which layer of {kind} is the last; name it: "
+                "LossFeedback(..., at=layer), one whose pre-activations the loss depends on"
+            )
+        return outputs[0]._keras_history.operation
+
+
+class Watched:
+    """The pre-activations of one training step."""
+
+    def __init__(self, tape: tf.GradientTape, name: str) -> None:
+        self._tape, self._name = tape, name
+        self._seen: list[tf.Tensor] = []
+
+    def see(self, values: tf.Tensor) -> tf.Tensor:
+        """Watch ``values``, and give them back."""
+        self._tape.watch(values)
+        self._seen.append(values)
+        return values
+
+    def norms(self, loss: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """(B,) float32 ≥ 0: the norms of the rows of ∂loss/∂z, times ``scale`` (B,)."""
+        if len(self._seen) != 1:
+            how = "was not called" if not self._seen else f"was called {len(self._seen)} times"
+            raise ValueError(
+                f"the layer {self._name!r} {how} in the training step, so its pre-activations cannot be told; name "
+                "another: LossFeedback(..., at=layer)"
+            )
+        (values,) = self._seen
+        # Ahead of the derivative, so that half precision does not lose what is divided by B.
+        above = tf.cast(tf.cast(tf.shape(values)[0], tf.float32), loss.dtype)
+        gradient = self._tape.gradient(loss, values, output_gradients=above)
+        if gradient is None or gradient.shape.rank == 0 or not gradient.shape[:1].is_compatible_with(scale.shape):
+            raise ValueError(
+                f"the loss does not depend on the pre-activations of the layer {self._name!r}, one row for each "
+                "sample; name another: LossFeedback(..., at=layer)"
+            )
+        rows = tf.reshape(tf.cast(gradient, tf.float32), [tf.shape(gradient)[0], -1])
+        return tf.norm(rows, axis=1) * scale / tf.cast(above, tf.float32)
+
+
+def _told(layer: keras.layers.Layer, see: Callable[[tf.Tensor], tf.Tensor]) -> tuple[str, Callable[..., Any]]:
+    """Which attribute of ``layer`` to replace by what, so that its pre-activations are seen."""
+    activation = getattr(layer, "activation", None)
+    if callable(activation):
+        return "activation", lambda z, *args, **options: activation(see(z), *args, **options)
+    own = layer.call
+    if isinstance(layer, keras.layers.Softmax):
+        return "call", lambda z, *args, **options: own(see(z), *args, **options)
+    return "call", lambda *args, **options: see(own(*args, **options))
