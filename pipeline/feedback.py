@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -105,7 +106,7 @@ class LossFeedback(keras.callbacks.Callback):
         self.sampler = sampler
         self._class_weight = None if class_weight is None else _class_table(class_weight)
         self._originals: dict[str, Callable[..., Any]] = {}
-        self._current: _Step | None = None  # that is being traced or run
+        self._own = threading.local()  # the step that is being traced or run; each replica has a thread
         self._ring: Ring | None = None
         self._checked = False  # whether a first step is over
         self._evaluating = 0  # how deep in ``evaluate``
@@ -181,12 +182,16 @@ class LossFeedback(keras.callbacks.Callback):
         for name, hook in hooks.items():  # past Keras's own __setattr__, which would track what is set
             object.__setattr__(model, name, hook)
         rowwise(model)
+        if self._gradient_norm is not None:
+            self._gradient_norm.attach()
 
     def _remove(self) -> None:
         if self._originals:
             for name in HOOKS:
                 self._fitted.__dict__.pop(name, None)
             restore(self._fitted)
+            if self._gradient_norm is not None:
+                self._gradient_norm.detach()
             self._fitted.train_function = None
         self._originals = {}
 
@@ -207,11 +212,11 @@ class LossFeedback(keras.callbacks.Callback):
             )
         before = self._weights_before()
         with self._watching() as watched:
-            self._current = step = _Step(sampling, self._own_weight(sampling, y), len(self.sampler), watched)
+            self._own.step = step = _Step(sampling, self._own_weight(sampling, y), len(self.sampler), watched)
             try:
                 logs = self._originals["train_step"]((x, y, step.weight))
             finally:
-                self._current = None
+                self._own.step = None
         if step.losses is None:
             for variable, value in before:
                 variable.assign(value)
@@ -297,6 +302,10 @@ class LossFeedback(keras.callbacks.Callback):
             return self._originals["evaluate"](*args, **options)
         finally:
             self._evaluating -= 1
+
+    @property
+    def _current(self) -> _Step | None:
+        return getattr(self._own, "step", None)
 
     def _watching(self) -> contextlib.AbstractContextManager[Watched | None]:
         return contextlib.nullcontext() if self._gradient_norm is None else self._gradient_norm.watching()

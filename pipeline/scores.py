@@ -1,6 +1,7 @@
 """The norm of the gradient of each sample's loss at the last layer's pre-activations.
 
     norms = GradientNorm(model)
+    norms.attach()                              # the layer tells its pre-activations, until ``detach``
     with norms.watching() as watched:           # around the model's own training step
         ...
         watched.norms(loss, scale)              # (B,): of the loss that depends on what was watched
@@ -14,6 +15,8 @@ derivative of the loss's last operations gives it, so it is exact for these and 
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,27 +25,63 @@ import tensorflow as tf
 
 
 class GradientNorm:
-    """Finds the layer of ``model``: ``at``, a layer or its name, or the last one of a model with one output."""
+    """Finds the layer of ``model``: ``at``, a layer or its name, or the last one of a model with one output.
+
+    Several replicas do the same step in threads of their own; each watches for itself.
+    """
 
     def __init__(self, model: keras.Model, at: str | keras.layers.Layer | None = None) -> None:
         self._model, self._at = model, at
+        self._attached: keras.layers.Layer | None = None
+        self._own = threading.local()
+
+    def attach(self) -> None:
+        """Have the layer tell. ``ValueError`` where it cannot be found."""
+        self.detach()
+        layer = self._layer()
+        # Its ``call`` is no part of what is saved of a layer, as its activation is.
+        object.__setattr__(layer, "call", self._telling(layer, layer.call))
+        self._attached = layer
+
+    def detach(self) -> None:
+        """Leave the layer as it was."""
+        if self._attached is not None:
+            self._attached.__dict__.pop("call", None)
+            self._attached = None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Watched]:
-        """While this lasts, the layer tells what its pre-activations are."""
-        layer = self._layer()
+        """While this lasts, what the layer tells is watched."""
+        assert self._attached is not None
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            watched = Watched(tape, layer.name)
-            name, replacement = _told(layer, watched.see)
-            own = vars(layer).get(name)
-            object.__setattr__(layer, name, replacement)
+            self._own.watched = Watched(tape, self._attached.name)
             try:
-                yield watched
+                yield self._own.watched
             finally:
-                if own is None:
-                    object.__delattr__(layer, name)
-                else:
-                    object.__setattr__(layer, name, own)
+                self._own.watched = None
+
+    def _see(self, values: tf.Tensor) -> tf.Tensor:
+        watched = getattr(self._own, "watched", None)
+        return values if watched is None else watched.see(values)
+
+    def _telling(self, layer: keras.layers.Layer, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The layer's ``call``, which shows what its activation is given, or else what it gives itself."""
+        if isinstance(layer, keras.layers.Softmax):
+            return functools.wraps(call)(lambda z, *args, **options: call(self._see(z), *args, **options))
+        if not callable(getattr(layer, "activation", None)):
+            return functools.wraps(call)(lambda *args, **options: self._see(call(*args, **options)))
+
+        @functools.wraps(call)
+        def telling(*args: Any, **options: Any) -> Any:
+            activation = layer.activation
+            shown = lambda z, *more, **others: activation(self._see(z), *more, **others)  # noqa: E731
+            object.__setattr__(layer, "activation", shown)
+            try:
+                return call(*args, **options)
+            finally:
+                object.__setattr__(layer, "activation", activation)
+
+        return telling
 
     def _layer(self) -> keras.layers.Layer:
         at = self._at
@@ -81,13 +120,14 @@ class Watched:
 
     def norms(self, loss: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """(B,) float32 ≥ 0: the norms of the rows of ∂loss/∂z, times ``scale`` (B,)."""
-        if len(self._seen) != 1:
-            how = "was not called" if not self._seen else f"was called {len(self._seen)} times"
+        seen = [values for values in self._seen if _of_one_graph(values, loss)]
+        if len(seen) != 1:
+            how = "was not called" if not seen else f"was called {len(seen)} times"
             raise ValueError(
                 f"the layer {self._name!r} {how} in the training step, so its pre-activations cannot be told; name "
                 "another: LossFeedback(..., at=layer)"
             )
-        (values,) = self._seen
+        (values,) = seen
         # Ahead of the derivative, so that half precision does not lose what is divided by B.
         above = tf.cast(tf.cast(tf.shape(values)[0], tf.float32), loss.dtype)
         gradient = self._tape.gradient(loss, values, output_gradients=above)
@@ -100,12 +140,8 @@ class Watched:
         return tf.norm(rows, axis=1) * scale / tf.cast(above, tf.float32)
 
 
-def _told(layer: keras.layers.Layer, see: Callable[[tf.Tensor], tf.Tensor]) -> tuple[str, Callable[..., Any]]:
-    """Which attribute of ``layer`` to replace by what, so that its pre-activations are seen."""
-    activation = getattr(layer, "activation", None)
-    if callable(activation):
-        return "activation", lambda z, *args, **options: activation(see(z), *args, **options)
-    own = layer.call
-    if isinstance(layer, keras.layers.Softmax):
-        return "call", lambda z, *args, **options: own(see(z), *args, **options)
-    return "call", lambda *args, **options: see(own(*args, **options))
+def _of_one_graph(one: tf.Tensor, other: tf.Tensor) -> bool:
+    """Whether both belong to one computation; to build a layer Keras calls it in a graph that is thrown away."""
+    if not (tf.is_symbolic_tensor(one) and tf.is_symbolic_tensor(other)):
+        return tf.is_symbolic_tensor(one) == tf.is_symbolic_tensor(other)
+    return one.graph is other.graph

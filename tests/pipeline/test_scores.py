@@ -69,7 +69,7 @@ def logits_of(model: keras.Model) -> np.ndarray:
         before = model.hidden(X)
     else:
         hidden = model.layers[[layer.name for layer in model.layers].index("head") - 1]
-        before = keras.Model(model.inputs, hidden.output)(X)
+        before = keras.Model(model.inputs[0], hidden.output)(X)
     return np.asarray(before, np.float64) @ kernel + bias
 
 
