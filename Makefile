@@ -4,6 +4,7 @@
 # make check   lint, format and types
 # make bench   measure the sampler's throughput
 # make bench-pipeline   measure the input pipelines
+# make bench-step   measure what the feedback and the loss of each sample cost a training step
 # make peers   install what others offer under .peers, for make bench ARGS=--peers and make bench-pipeline ARGS=--peers
 #
 # Each sets up .venv first, where that was not done yet: Python 3.11 to 3.13, make and a package index are
@@ -14,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test soak check format bench bench-pipeline peers clean
+.PHONY: train test soak check format bench bench-pipeline bench-step peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.uniform_vs_importance $(ARGS)
@@ -39,6 +40,9 @@ bench: $(INSTALLED)
 
 bench-pipeline: $(INSTALLED)
 	$(BIN)/python -m benchmarks.pipeline_throughput $(ARGS)
+
+bench-step: $(INSTALLED)
+	$(BIN)/python -m benchmarks.step_overhead $(ARGS)
 
 peers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peers.install $(ARGS)
