@@ -360,7 +360,7 @@ class LossFeedback(keras.callbacks.Callback):
 
     def _check_origin(self, index: Any, step: Any) -> None:
         """Refuse losses of samples or draws that this sampler does not know."""
-        size, made = len(self.sampler), int(self.sampler.summary()["step"])
+        size, made = len(self.sampler), self.sampler.step
         if index.max() >= size or step.max() >= made:
             what = f"sample {index.max()}" if index.max() >= size else f"draw {step.max()}"
             raise ValueError(

@@ -72,6 +72,8 @@ def as_source(data: Any, *, size: int | None = None, cache: Cache | None = None)
     ``RuntimeError`` in a process forked after TensorFlow was loaded.
     """
     refuse_fork()
+    if isinstance(data, tf.Variable):
+        raise _changes()
     if isinstance(data, tf.data.Dataset):
         return _dataset(data, num_samples(data) if size is None else size, cache)
     if hasattr(data, "take") and hasattr(data, "pack") and hasattr(data, "spec"):
@@ -80,6 +82,11 @@ def as_source(data: Any, *, size: int | None = None, cache: Cache | None = None)
         return array_records(_uncached(data, cache))
     if isinstance(data, dict) and any(hasattr(part, "__getitems__") for part in data.values()):
         raise TypeError(f"got a dict of sources; choose one of its splits, {list(data)}")
+    if isinstance(data, list) and len(data) == size and _of_arrays(data) and len(array_source(data)) != size:
+        raise ValueError(
+            f"a list of {size} arrays has {size} components, not {size} samples; make one array of them with "
+            "np.stack(...)"
+        )
     if isinstance(data, (np.ndarray, tf.Tensor, tf.RaggedTensor, tf.SparseTensor, tuple, dict)) or _of_arrays(data):
         return array_source(data if cache == "memory" else _uncached(data, cache), copy=cache == "memory")
     if hasattr(data, "__getitem__") and not isinstance(data, (list, str, bytes, np.generic)):
@@ -133,7 +140,15 @@ def _of_arrays(data: Any) -> bool:
     return bool(leaves) and data is not leaves[0] and all(isinstance(leaf, kinds) for leaf in leaves)
 
 
+def _changes() -> TypeError:
+    return TypeError("a tf.Variable may change while it is drawn from; pass its values, variable.numpy()")
+
+
 def _column(leaf: Any, copy: bool) -> Column:
+    if isinstance(leaf, tf.Variable):
+        raise _changes()
+    if leaf is None:
+        raise ValueError("got None in place of an array; leave out what there is not: (x,) or x for inputs alone")
     if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
         sliced = tf.data.Dataset.from_tensor_slices(leaf)
         return dataset_source(sliced, size=int(sliced.cardinality())).columns[0]

@@ -499,3 +499,17 @@ def test_a_shuffle_that_moves_nothing_is_taken(dataset: Callable[[], tf.data.Dat
     data = dataset()
     source = as_source(data)
     assert source.pack([], tf.range(len(source))).numpy().tolist() == list(data.as_numpy_iterator())
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (lambda: tf.Variable(np.zeros((10, 2))), TypeError, r"may change while it is drawn from; .*variable\.numpy"),
+        (lambda: (np.zeros(10), tf.Variable(np.zeros(10))), TypeError, "may change"),
+        (lambda: (np.zeros((10, 2)), None), ValueError, "None in place of an array; leave out"),
+        (lambda: [np.zeros((3, 2)) for _ in range(10)], ValueError, r"has 10 components, not 10 samples; .*np\.stack"),
+    ],
+)
+def test_what_is_nearly_a_source_is_refused_with_the_way_out(data: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        as_source(data(), size=10)
