@@ -4,10 +4,7 @@
     python -m benchmarks.pipeline_plot --results mine.jsonl    # writes mine.png
 
 Both axes are logarithmic. This project's lines are thick, those of others thin, and grey above all is what no pipeline
-can reach: the samples taken by NumPy into one buffer, and nothing else. Colours, ground and letters are those of
-:mod:`benchmarks.plot`.
-
-Needs matplotlib, which the extra ``plots`` brings.
+can reach: the samples taken by NumPy into one buffer, and nothing else. See :mod:`benchmarks.drawing` for the rest.
 """
 
 from __future__ import annotations
@@ -16,17 +13,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from benchmarks import comparing
+from benchmarks import comparing, drawing
 from benchmarks import pipeline_names as names
+from benchmarks.drawing import BLUE, FAINT, GREEN, GROUND, INK, ORANGE, PURPLE, RED, SKY, YELLOW, Line, Style
 from benchmarks.pipeline_report import Row, timed
-from benchmarks.plot import BLUE, FAINT, GREEN, GROUND, INK, ORANGE, PURPLE, RED, SKY, YELLOW, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +30,6 @@ HIGHEST = 1e6  # k samples/s, above every pipeline
 PANEL = (4.3, 3.7)  # inches
 LEGEND = 2.1  # inches below the panels, and a bit for the title
 ENTRY = 2.7  # inches of an entry of the legend
-DPI = 150
 
 
 @dataclass(frozen=True)
@@ -77,8 +71,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     data = list(dict.fromkeys(row["data"] for row in shown))
     cores = list(dict.fromkeys(row["cores"] for row in shown))
     width, height = PANEL[0] * max(len(data), 2), PANEL[1] * max(len(cores), 1) + LEGEND
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.figure_of(width, height)
     grid = figure.subplots(max(len(cores), 1), max(len(data), 1), sharex=True, sharey=True, squeeze=False)
     for line_of_panels, count in zip(grid, cores, strict=False):
         for axes, name in zip(line_of_panels, data, strict=False):
@@ -90,66 +83,17 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         grid[0][0].set_ylim(min(rates) / 1.6, max(rates) * 1.6)
     for axes in grid[-1]:
         axes.set_xlabel("B, batch size", color=INK)
-    legend(figure, [axes for line_of_panels in grid for axes in line_of_panels], int(width / ENTRY))
-    figure.suptitle("Input pipelines", color=INK, fontsize=14, fontweight="bold")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
-
-
-def legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
-    """One for all panels, in the order of the styles."""
-    handles: dict[str, Any] = {}
-    for axes in panels:
-        handles.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
-    order = [style.label for style in STYLES.values() if style.label in handles]
-    order += [label for label in handles if label not in order]
-    figure.legend(
-        [handles[label] for label in order],
-        order,
-        loc="outside lower center",
-        ncols=min(columns, len(order)) or 1,
-        frameon=False,
-        fontsize=9.5,
-        handlelength=2.8,
-        columnspacing=1.8,
-    )
+    drawing.legend(figure, STYLES, int(width / ENTRY))
+    drawing.save(figure, "Input pipelines", path)
 
 
 def panel(axes: Axes, rows: Sequence[Row], title: str) -> None:
     """One data set on so many cores."""
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_title(title, color=INK, fontsize=12)
-    axes.grid(which="major", color="#ececec", linewidth=0.8)
-    axes.set_axisbelow(True)
+    drawing.logarithmic(axes, title)
     axes.xaxis.set_major_locator(FixedLocator(sorted({row["batch_size"] for row in rows})))
-    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_major_locator(LogLocator(numticks=12))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axes.tick_params(colors=INK, length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GROUND)
     floor(axes, rows)
-    for name, style in reversed(STYLES.items()):  # ours last, so on top
-        batches, rates = line(rows, name)
-        if batches:
-            axes.plot(
-                batches,
-                rates,
-                label=style.label,
-                color=style.color,
-                marker=style.marker,
-                markersize=7 if style.ours else 5,
-                markeredgecolor="white" if style.marker not in "1" else style.color,
-                markeredgewidth=0.7,
-                linewidth=3.2 if style.ours else 1.3,
-                linestyle=(0, (4, 2)) if style.dashed else "-",
-                alpha=1.0 if style.ours else 0.9,
-                zorder=4 if style.ours else 3,
-            )
+    drawing.lines(axes, STYLES, lambda name: line(rows, name))
 
 
 def floor(axes: Axes, rows: Sequence[Row]) -> None:
@@ -160,12 +104,9 @@ def floor(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot(batches, rates, color=FAINT, linewidth=1.0, label="no pipeline: numpy take", zorder=2)
 
 
-def line(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
+def line(rows: Sequence[Row], name: str) -> Line:
     """Batch sizes and rates of a system, ascending."""
-    found = sorted(
-        (row["batch_size"], row["k_samples_s"]) for row in rows if row["system"] == name and "skipped" not in row
-    )
-    return [batch for batch, _ in found], [rate for _, rate in found]
+    return drawing.line(rows, name, "batch_size", "k_samples_s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -56,6 +56,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its messages would stand in the middle of the progress
 
 from benchmarks import measuring, pipeline_data, pipeline_memory, pipeline_report, pipeline_worker
+from benchmarks.drawing import plotted
 from benchmarks.measuring import Lost
 from benchmarks.pipeline_children import Child, on_cores
 from benchmarks.pipeline_report import Row
@@ -279,18 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(pipeline_report.report(rows))
     for line in warning(rows[0]["machine"]):
         print(line)
-    print(f"\nwritten to {options.output}{plotted(rows, options.output.with_suffix('.png'))}")
+    picture = plotted("benchmarks.pipeline_plot", rows, options.output.with_suffix(".png"))
+    print(f"\nwritten to {options.output}{picture}")
     return 0
-
-
-def plotted(rows: Sequence[Row], path: Path) -> str:
-    """Draw the picture; what to say of it."""
-    try:
-        from benchmarks import pipeline_plot
-    except ImportError as error:
-        return f"; not plotted ({error}; the extra plots has it)"
-    pipeline_plot.draw(rows, path)
-    return f" and {path}"
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import comparing, measuring, systems
 from benchmarks.comparing import Point, Row, fraction, short
+from benchmarks.drawing import plotted
 from benchmarks.measuring import Contestant, Lost, Times
 from benchmarks.peers import remote
 from benchmarks.peers.remote import Remotes
@@ -363,18 +364,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write(rows, options.output)
     print(table(rows))
     print(comparing.report(rows))
-    print(f"\nwritten to {options.output}{plotted(rows, options.output.with_suffix('.png'))}")
+    picture = plotted("benchmarks.plot", rows, options.output.with_suffix(".png"))
+    print(f"\nwritten to {options.output}{picture}")
     return 0
-
-
-def plotted(rows: Sequence[Row], path: Path) -> str:
-    """Draw the picture; what to say of it."""
-    try:
-        from benchmarks import plot
-    except ImportError as error:
-        return f"; not plotted ({error}; the extra plots has it)"
-    plot.draw(rows, path)
-    return f" and {path}"
 
 
 if __name__ == "__main__":
