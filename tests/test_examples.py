@@ -1,5 +1,7 @@
 """Each example runs, and shows what it says it shows."""
 
+import math
+import re
 import runpy
 import tempfile
 from pathlib import Path
@@ -8,6 +10,9 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# Scripts that mark what importance sampling adds to them.
+FITTED = ["mnist_cnn", "text_embedding", "two_inputs_two_outputs", "tabular_regression"]
 
 
 def main_of(name):
@@ -27,6 +32,7 @@ def test_every_example_is_tested_and_listed():
         "hugging_face",
         "tfds_source",
         "text",
+        *FITTED,
     }
     listed = (EXAMPLES / "README.md").read_text()
     assert all(f"`{name}.py`" in listed for name in names)
@@ -105,3 +111,119 @@ def test_text_is_learnt_and_the_harder_sentences_have_higher_priorities(capsys):
     assert result["accuracy"] > 0.9
     assert result["ratio"] > 1.5
     assert "times the priority" in capsys.readouterr().out
+
+
+# --- scripts that mark what was added ---
+
+
+def without_additions(script):
+    """The script that the marks tell of: what was added is left out, and what it replaced comes back."""
+    kept = "".join(line for line in script.splitlines(keepends=True) if not line.endswith("# added\n"))
+    return re.sub(r"(?m)^( *)# was: ", r"\1", kept)
+
+
+def run(name, tmp_path, *changes):
+    """Run a marked example, changed by functions of its text; returns its names."""
+    script = (EXAMPLES / f"{name}.py").read_text()
+    for change in changes:
+        script = change(script)
+    path = tmp_path / f"{name}.py"
+    path.write_text(script)
+    return runpy.run_path(str(path), run_name="__main__")
+
+
+def for_one_epoch(script):
+    changed, count = re.subn(r"(?m)(epochs=)\d+", r"\g<1>1", script)
+    assert count == 1
+    return changed
+
+
+def check_feedback(names, epochs):
+    """The losses of every step came back, and every sample was among them."""
+    summary = names["sampler"].summary()
+    assert summary["updates"] == epochs * math.ceil(len(names["sampler"]) / 32)
+    assert summary["seen"] == len(names["sampler"])
+
+
+def check_printed(names, capsys):
+    """What a fitted example prints is its history; returns the last epoch of that."""
+    printed = capsys.readouterr().out.strip()
+    last = {name: values[-1] for name, values in names["history"].history.items()}
+    assert printed == "last epoch: " + ", ".join(f"{name} {value:.3f}" for name, value in last.items())
+    return last
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_two_lines_two_imports_and_the_sampler_are_added(name):
+    script = (EXAMPLES / f"{name}.py").read_text()
+    added = [line.split("  # added")[0].strip() for line in script.splitlines() if line.endswith("# added")]
+    begins = ["from pipeline import", "from sampler import", "sampler =", "train = train.apply(", "callbacks=["]
+    assert [line[: len(begin)] for line, begin in zip(added, begins, strict=True)] == begins
+    assert len(script.splitlines()) <= 60
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_the_script_without_the_additions_runs(name, tmp_path, capsys):
+    names = run(name, tmp_path, without_additions, for_one_epoch)
+    assert not {"sampler", "ImportanceSampler", "LossFeedback", "feed_back", "weighted_mean"} & set(names)
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 1
+    assert "sampling" not in printed
+
+
+def test_a_convolutional_network_is_trained(tmp_path, capsys):
+    names = run("mnist_cnn", tmp_path)
+    check_feedback(names, epochs=5)
+    last = check_printed(names, capsys)
+    assert last["val_accuracy"] > 0.9
+    assert last["sampling/gain"] > 1.05
+
+
+def test_a_text_classifier_is_trained_and_padding_does_not_count(tmp_path, capsys):
+    names = run("text_embedding", tmp_path)
+    check_feedback(names, epochs=6)
+    last = check_printed(names, capsys)
+    assert last["val_accuracy"] > 0.97
+    assert last["sampling/gain"] > 2.0
+
+    model, (x, _) = names["model"], names["texts"](64, np.random.default_rng(2))
+    assert (x == 0).any()
+    before = model(x).numpy()
+    vectors = model.layers[0].embeddings
+    vectors.assign(vectors + 10.0 * (np.arange(names["WORDS"]) == 0)[:, None])  # the vector of padding
+    np.testing.assert_array_equal(model(x), before)
+
+
+def test_a_model_of_two_inputs_and_two_outputs_is_trained_and_feeds_back_the_weighted_sum(tmp_path, capsys):
+    import keras
+    import tensorflow as tf
+
+    from pipeline import LossFeedback, importance_sampling
+    from sampler import ImportanceSampler
+
+    names = run("two_inputs_two_outputs", tmp_path)
+    check_feedback(names, epochs=8)
+    last = check_printed(names, capsys)
+    assert last["val_digit_accuracy"] > 0.9
+    assert last["val_total_mae"] < 0.2  # 0.33 by guessing
+    assert last["sampling/gain"] > 1.05
+
+    model, data = names["model"], names["data"]
+    dataset = names["dataset"](data.x_test, data.y_test, np.random.default_rng(2))
+    ((x, y),) = dataset.batch(len(dataset))
+    outputs = model(x)
+    digit = keras.losses.sparse_categorical_crossentropy(y["digit"], outputs["digit"])
+    total = tf.square(tf.cast(y["total"], tf.float32) - outputs["total"])[:, 0]
+    model.optimizer.learning_rate = 0.0
+    sampler = ImportanceSampler(len(dataset), keep_losses=True, seed=0)
+    train = dataset.apply(importance_sampling(sampler, batch_size=32))
+    model.fit(train, callbacks=[LossFeedback(model, sampler)], shuffle=False, verbose=0)
+    np.testing.assert_allclose(sampler.losses(), digit + 5.0 * total, rtol=1e-3, atol=1e-5)
+
+
+def test_a_regression_on_a_table_is_trained(tmp_path, capsys):
+    names = run("tabular_regression", tmp_path)
+    check_feedback(names, epochs=6)
+    last = check_printed(names, capsys)
+    assert last["val_mae"] < 0.1 * np.std(names["y_train"])
+    assert last["sampling/gain"] > 1.05
