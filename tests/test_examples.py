@@ -13,6 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 # Scripts that mark what importance sampling adds to them.
 FITTED = ["mnist_cnn", "text_embedding", "two_inputs_two_outputs", "tabular_regression"]
+LOOPS = ["custom_loop_two_outputs", "custom_loop_sequences"]
 
 
 def main_of(name):
@@ -33,6 +34,7 @@ def test_every_example_is_tested_and_listed():
         "tfds_source",
         "text",
         *FITTED,
+        *LOOPS,
     }
     listed = (EXAMPLES / "README.md").read_text()
     assert all(f"`{name}.py`" in listed for name in names)
@@ -133,7 +135,7 @@ def run(name, tmp_path, *changes):
 
 
 def for_one_epoch(script):
-    changed, count = re.subn(r"(?m)(epochs=)\d+", r"\g<1>1", script)
+    changed, count = re.subn(r"(?m)(epochs=|^LENGTH, EPOCHS = 20, |^EPOCHS = )\d+", r"\g<1>1", script)
     assert count == 1
     return changed
 
@@ -162,7 +164,7 @@ def test_two_lines_two_imports_and_the_sampler_are_added(name):
     assert len(script.splitlines()) <= 60
 
 
-@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("name", FITTED + LOOPS)
 def test_the_script_without_the_additions_runs(name, tmp_path, capsys):
     names = run(name, tmp_path, without_additions, for_one_epoch)
     assert not {"sampler", "ImportanceSampler", "LossFeedback", "feed_back", "weighted_mean"} & set(names)
@@ -227,3 +229,56 @@ def test_a_regression_on_a_table_is_trained(tmp_path, capsys):
     last = check_printed(names, capsys)
     assert last["val_mae"] < 0.1 * np.std(names["y_train"])
     assert last["sampling/gain"] > 1.05
+
+
+def test_a_loop_with_two_outputs_feeds_back_the_sum_of_their_losses(tmp_path, capsys):
+    names = run("custom_loop_two_outputs", tmp_path)
+    check_feedback(names, epochs=names["EPOCHS"])
+    assert f"test accuracy {names['accuracy']:.3f}" in capsys.readouterr().out
+    assert names["accuracy"] > 0.88
+
+    names["optimizer"].learning_rate = 0.0
+    for x, y, sampling in names["train"].take(3):
+        names["train_step"](x, y, sampling)
+        outputs = names["model"](x)
+        losses = names["digit_loss"](y["digit"], outputs["digit"]) + 10 * names["ink_loss"](y["ink"], outputs["ink"])
+        priorities = names["sampler"].priorities()[sampling["index"]]
+        np.testing.assert_allclose(priorities, losses, rtol=1e-3, atol=1e-6)
+
+
+def test_under_xla_the_loop_is_as_the_example_says(tmp_path):
+    def with_xla(script):
+        replaced = [
+            ("@tf.function\n", "@tf.function(jit_compile=True)\n"),
+            ("feed_back(sampler, sampling, losses)", "return losses"),
+            ("for batch in train:", "for x, y, sampling in train:"),
+            (
+                "train_step(*batch)",
+                'sampler.update(sampling["index"], train_step(x, y, sampling), step=sampling["step"])',
+            ),
+        ]
+        for old, new in replaced:
+            assert script.count(old) == 1
+            script = script.replace(old, new)
+        return script
+
+    names = run("custom_loop_two_outputs", tmp_path, for_one_epoch, with_xla)
+    check_feedback(names, epochs=1)
+
+
+def test_a_loop_over_sequences_feeds_back_the_mean_over_steps_that_are_no_padding(tmp_path, capsys):
+    import keras
+
+    names = run("custom_loop_sequences", tmp_path)
+    check_feedback(names, epochs=names["EPOCHS"])
+    x, y, right = names["x_test"], names["y_test"], names["right"]
+    assert f"test accuracy of steps {right[x != 0].mean():.3f}" in capsys.readouterr().out
+    assert right[x != 0].mean() > 0.95
+
+    names["optimizer"].learning_rate = 0.0
+    for x, y, sampling in names["train"].take(3):
+        names["train_step"](x, y, sampling)
+        steps = keras.losses.sparse_categorical_crossentropy(y, names["model"](x).numpy(), from_logits=True)
+        losses = [np.mean(row[tokens != 0]) for row, tokens in zip(steps.numpy(), x.numpy(), strict=True)]
+        priorities = names["sampler"].priorities()[sampling["index"]]
+        np.testing.assert_allclose(priorities, losses, rtol=1e-3, atol=1e-6)
