@@ -23,12 +23,10 @@ no thread of TensorFlow is held.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import os
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -39,6 +37,7 @@ import tensorflow as tf
 
 from pipeline.memory import Array, aligned, weakly
 from pipeline.sources import Source, as_source
+from pipeline.worker import inside
 from sampler import checks
 
 PATIENCE = 0.02  # seconds a call waits for feedback before it gives the thread back
@@ -47,7 +46,6 @@ CALL_BYTES = 1 << 24  # that one call brings from outside the graph
 GROUP_BYTES = 1 << 22  # of batches gathered together
 LEAST_TOGETHER = 4  # batches gathered with their call
 BUFFER_BYTES = 1 << 24  # of batches gathered ahead, if there is more than one
-GRACE = 0.02  # seconds for calls on their way, when the program ends
 
 logger = logging.getLogger("pipeline")
 
@@ -290,21 +288,6 @@ class _Iterations:
 
 
 _ITERATIONS: weakref.WeakKeyDictionary[Any, _Iterations] = weakref.WeakKeyDictionary()  # by sampler
-_LEAVING = threading.Event()  # set when the interpreter is about to end
-
-
-@atexit.register
-def _leave() -> None:
-    """Let every thread of TensorFlow that is in here out, and none in again, before the interpreter goes.
-
-    One that came later would wait for an interpreter that is no more, and the end of its iterator for it.
-    """
-    _LEAVING.set()
-    for iterations in list(_ITERATIONS.values()):
-        if iterations.lock.acquire(timeout=1.0):
-            iterations.lock.release()
-    if _ITERATIONS:
-        time.sleep(GRACE)
 
 
 class _Feeder:
@@ -326,7 +309,7 @@ class _Feeder:
 
     def begin(self, _: tf.Tensor) -> tf.Tensor:
         """The number of an iteration that begins."""
-        return tf.ensure_shape(tf.numpy_function(weakly(self.begun), [], tf.int64), ())
+        return tf.ensure_shape(tf.numpy_function(_called(self.begun), [], tf.int64), ())
 
     def batches(self, iteration: tf.Tensor) -> tf.data.Dataset:
         """The elements of an epoch, some of them ahead; under a lag each with its place beside it."""
@@ -349,7 +332,7 @@ class _Feeder:
     def call(self, iteration: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """One call of ``next_batches``, from ``place`` in the iteration on."""
         called = tf.numpy_function(
-            weakly(self.next_batches), [iteration, place], [tf.int64, tf.float32, *self.source.dtypes]
+            _called(self.next_batches), [iteration, place], [tf.int64, tf.float32, *self.source.dtypes]
         )
         wholes, reals = (tf.ensure_shape(part, (2, None, self.batch_size)) for part in called[:2])
         sampling = {"index": wholes[0], "weight": reals[0], "probability": reals[1], "step": wholes[1]}
@@ -385,7 +368,7 @@ class _Feeder:
         """True; told of each batch that leaves, since batches drawn ahead must not leave an iteration that another has
         replaced.
         """
-        return tf.ensure_shape(tf.numpy_function(weakly(self.left), [iteration, place], tf.bool), ())
+        return tf.ensure_shape(tf.numpy_function(_called(self.left), [iteration, place], tf.bool), ())
 
     def end(self, iteration: tf.Tensor) -> tf.Tensor:
         """0; told where the consumer asks on after the last batch.
@@ -395,7 +378,7 @@ class _Feeder:
         """
 
         def tell() -> tf.Tensor:
-            return tf.ensure_shape(tf.numpy_function(weakly(self.ended), [iteration], tf.int64), ())
+            return tf.ensure_shape(tf.numpy_function(_called(self.ended), [iteration], tf.int64), ())
 
         return tell() if self.lagging else tf.cond(iteration > 1, lambda: tf.constant(0, tf.int64), tell)
 
@@ -415,8 +398,6 @@ class _Feeder:
 
         (2, m, B) each: TensorFlow takes some 6 µs over every array.
         """
-        if _LEAVING.is_set():
-            raise RuntimeError("the program is ending")
         shape = (2, min(self.plan.at_once, self.steps - place), self.batch_size)
         wholes, reals = aligned(shape, np.int64), aligned(shape, np.float32)
         with self.iterations.lock:  # an iteration that has been replaced must not take a draw of the new one
@@ -475,6 +456,17 @@ class _Feeder:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         except RuntimeWarning:  # warnings are errors here, but an iteration without training must go on
             logger.warning(message)
+
+
+def _called(method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method`` for TensorFlow to call: it keeps no feeder alive, and nobody is in it when the program ends."""
+    held = weakly(method)
+
+    def call(*arguments: Any) -> Any:
+        with inside():
+            return held(*arguments)
+
+    return call
 
 
 def _slices(batches: tf.data.Dataset) -> tf.data.Dataset:

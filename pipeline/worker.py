@@ -30,7 +30,8 @@ GRACE = 0.02  # seconds for those who wait, to get from Python back to where the
 FRAMES = 4  # of a stack that are shown
 
 _PROCESS = os.getpid()
-_INSIDE: set[int] = set()  # the threads that wait for a call or do one
+_INSIDE: set[int] = set()  # the threads that are in here
+_ENTERED = threading.Event()  # set when a thread first was in here
 _LEAVING = threading.Event()  # set when the interpreter is about to end
 
 
@@ -44,27 +45,34 @@ def refuse_fork() -> None:
 
 
 @contextmanager
-def _inside() -> Iterator[None]:
-    """Where the end of the program waits a little for this thread."""
+def inside() -> Iterator[None]:
+    """Where the end of the program waits a little for this thread: Python called by a thread of TensorFlow.
+
+    ``RuntimeError`` when the program is about to end: one that came later would wait for an interpreter that is no
+    more, and the end of its iterator for it.
+    """
     if _LEAVING.is_set():
         raise RuntimeError("the program is ending")
-    _INSIDE.add(threading.get_ident())
+    thread = threading.get_ident()
+    first = thread not in _INSIDE
+    _INSIDE.add(thread)
+    _ENTERED.set()
     try:
         yield
     finally:
-        _INSIDE.discard(threading.get_ident())
+        if first:
+            _INSIDE.discard(thread)
 
 
 @atexit.register
 def _leave() -> None:
     """Let in nobody any more, and those who are in out, if that takes no longer than ``LEAVE``."""
     _LEAVING.set()
-    if not _INSIDE:
-        return
     end = time.monotonic() + LEAVE
     while _INSIDE and time.monotonic() < end:
         time.sleep(0.005)
-    time.sleep(GRACE)
+    if _ENTERED.is_set():
+        time.sleep(GRACE)
 
 
 class Call:
@@ -79,7 +87,7 @@ class Call:
 
     def wait(self, seconds: float) -> bool:
         """Whether it is done, now or within ``seconds``; ``RuntimeError`` when the program ends."""
-        with _inside():
+        with inside():
             return self._done.wait(seconds)
 
     def result(self) -> Any:
@@ -97,7 +105,7 @@ class Call:
     def run(self) -> None:
         """Do it."""
         try:
-            with _inside():
+            with inside():
                 self._value = self._function(*self._arguments)
         except BaseException as error:  # also SystemExit: the thread goes on, and it is who asked that is told
             self._error = error
