@@ -1,6 +1,6 @@
 """What ``model.compile`` made: its losses and metrics, given weights that lie along the batch.
 
-    rowwise(model)                              # until ``restore(model)``: weights (B,) for losses of any rank
+    rowwise(model, importance)                  # until ``restore(model)``: weights (B,) for losses of any rank
     with weighed_metrics(model, y, y_pred, weight): ...
 
 Keras lays weights (B,) along T for values (B, T), silently where B = T, and gives what is in ``metrics=`` no weights at
@@ -10,7 +10,7 @@ all. Both are mended from outside; nothing of the user's model is changed for go
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -18,12 +18,19 @@ import tensorflow as tf
 
 from pipeline.losses import unreduced
 
+Importance = Callable[[], tf.Tensor | None]
+MEANS = ("sum_over_batch_size", "mean")
+
 
 class _RowWise:
-    """A compiled loss that lays weights (B,) along the batch, whatever the rank of its values."""
+    """A compiled loss that lays weights (B,) along the batch, whatever the rank of its values.
 
-    def __init__(self, loss: Any, name: str) -> None:
-        self.loss, self.name = loss, name
+    Of a prediction with a mask Keras takes the mean over what counts in the batch. Draws that prefer samples of many
+    steps have more of these than the data set has, so here their number is weighted as well.
+    """
+
+    def __init__(self, loss: Any, name: str, importance: Importance) -> None:
+        self.loss, self.name, self.importance = loss, name, importance
         self.reduction = getattr(loss, "reduction", None)
         self.rank: int | None = None  # of its values before reduction, once they were seen
 
@@ -38,7 +45,15 @@ class _RowWise:
                     "reduction=None inside"
                 )
             sample_weight = _along_batch(sample_weight, self.rank)
-        return self.loss(y_true, y_pred, sample_weight)
+        return self.loss(y_true, y_pred, sample_weight) * self._of_those_that_count(y_pred)
+
+    def _of_those_that_count(self, y_pred: Any) -> tf.Tensor | float:
+        """The number of steps in the batch that count, over their weighted number, which Keras should divide by."""
+        weight, mask = self.importance(), getattr(y_pred, "_keras_mask", None)
+        if weight is None or mask is None or self.reduction not in MEANS:
+            return 1.0
+        counted = tf.reduce_sum(tf.cast(mask, weight.dtype), axis=list(range(1, mask.shape.rank)))
+        return tf.math.divide_no_nan(tf.reduce_sum(counted), tf.reduce_sum(weight * counted))
 
 
 def _along_batch(weight: tf.Tensor, rank: int) -> tf.Tensor:
@@ -46,21 +61,24 @@ def _along_batch(weight: tf.Tensor, rank: int) -> tf.Tensor:
     return tf.reshape(weight, [-1] + [1] * (rank - 1))
 
 
-def rowwise(model: keras.Model) -> None:
-    """Make every compiled loss row-wise, at once or as soon as Keras has built them."""
+def rowwise(model: keras.Model, importance: Importance) -> None:
+    """Make every compiled loss row-wise, at once or as soon as Keras has built them.
+
+    ``importance`` gives the weights 1/(N p) of the batch at hand, (B,), or None outside a training step.
+    """
     compiled = getattr(model, "_compile_loss", None)
     if compiled is None:
         return
     if compiled.built:
         compiled._flat_losses = [
-            entry._replace(loss=_RowWise(entry.loss, entry.name)) for entry in compiled._flat_losses
+            entry._replace(loss=_RowWise(entry.loss, entry.name, importance)) for entry in compiled._flat_losses
         ]
         return
 
     def build(*args: Any) -> None:
         del compiled.build
         compiled.build(*args)
-        rowwise(model)
+        rowwise(model, importance)
 
     compiled.build = build
 

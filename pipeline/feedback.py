@@ -181,7 +181,7 @@ class LossFeedback(keras.callbacks.Callback):
         }
         for name, hook in hooks.items():  # past Keras's own __setattr__, which would track what is set
             object.__setattr__(model, name, hook)
-        rowwise(model)
+        rowwise(model, lambda: None if self._current is None else self._current.unbiased)
         if self._gradient_norm is not None:
             self._gradient_norm.attach()
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import LossFeedback, importance_dataset, importance_sampling
+from pipeline import LossFeedback, compiled, importance_dataset, importance_sampling
 from sampler import ImportanceSampler
 
 N, B, K = 24, 6, 4
@@ -345,16 +345,51 @@ def test_losses_come_back_in_half_precision(mode: dict[str, Any], recording: typ
 
 
 def test_masks_are_part_of_the_loss(recording: type[Any]) -> None:
-    """Keras divides by the steps that count in the whole batch, and what comes back does too."""
+    """Keras divides by the steps that count in the whole batch; here by their weighted number."""
     tokens = np.where(np.arange(T) < RNG.integers(1, T + 1, (N, 1)), RNG.integers(1, K, (N, T)), 0)
     model = keras.Sequential([keras.layers.Embedding(K, 3, mask_zero=True), Dense(K)])
     model.compile(keras.optimizers.SGD(0.0), LOGITS)
     sampler = recording(N, losses=KNOWN, seed=0)
     fit(model, importance_dataset((tokens, TOKENS), sampler, B), LossFeedback(model, sampler))
     losses = cross_entropy(TOKENS, model(tokens).numpy().astype(np.float64)) * (tokens > 0)
-    for index, got, _ in sampler.updates:
-        counted = (tokens[index] > 0).sum()
+    for (index, got, _), draw in zip(sampler.updates, sampler.draws, strict=False):
+        counted = (draw.weight * (tokens[index] > 0).sum(axis=1)).sum()
         np.testing.assert_allclose(got, losses[index].sum(axis=1) * B / counted, rtol=1e-5)
+
+
+def of_unequal_length(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of which one in ten is long, and they are the hard ones."""
+    rng = np.random.default_rng(5)
+    long = rng.random(size) < 0.1
+    tokens = np.where(np.arange(12) < np.where(long, 12, 2)[:, None], rng.integers(1, K, (size, 12)), 0)
+    return tokens, np.where(long[:, None], (tokens + 1) % K, tokens)
+
+
+def loss_and_accuracy_with_masks(beta: float) -> tuple[dict[str, float], dict[str, float]]:
+    """What 1,600 steps report of a model that stands still, and what it is on the whole data set."""
+    size, batch = 640, 64
+    tokens, y = of_unequal_length(size)
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential([keras.layers.Embedding(K, K, mask_zero=True, embeddings_initializer="identity")])
+    model.compile(keras.optimizers.SGD(0.0), LOGITS, metrics=["accuracy"])
+    sampler = ImportanceSampler(size, first_pass=False, seed=0, beta=beta)
+    train = importance_dataset((tokens, y), sampler, batch).repeat()
+    history = fit(model, train, LossFeedback(model, sampler), steps_per_epoch=1600).history
+    whole = model.evaluate(tokens, y, batch_size=size, verbose=0, return_dict=True)
+    return {name: history[name][0] for name in whole}, whole
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_masks_do_not_bias_what_is_reported(beta: float) -> None:
+    """Within 3 %: the mean of 1,600 ratios over 64 draws each has a bias near 1/64, and no chance to speak of."""
+    reported, whole = loss_and_accuracy_with_masks(beta)
+    assert reported == pytest.approx(whole, rel=0.03)
+
+
+def test_the_same_test_sees_a_batchs_own_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled._RowWise, "_of_those_that_count", lambda self, y_pred: 1.0)
+    reported, whole = loss_and_accuracy_with_masks(1.0)
+    assert abs(reported["loss"] / whole["loss"] - 1.0) > 0.1
 
 
 def test_losses_are_those_of_the_training_pass(recording: type[Any]) -> None:
