@@ -81,7 +81,7 @@ class Options:
     """Numbers of cores."""
     rounds: int = 21
     """How often each training has its turn."""
-    loss_rounds: int = 41
+    loss_rounds: int = 81
     """How often each way to the loss has its turn."""
     seconds: float = 0.4
     """What an epoch, the turn of a training, takes, roughly; the turn of a loss takes a tenth."""

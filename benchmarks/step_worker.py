@@ -74,7 +74,7 @@ def points(task: Task) -> list[Point]:
 def fit_point(task: Task, jit: bool) -> Point:
     """A model."""
     model = step_models.MODELS[task.model]
-    size = model.steps_within(task.seconds) * model.batch
+    size = model.steps_within(task.seconds, jit=jit) * model.batch
     where = {"kind": "fit", "model": task.model, "jit": jit, "batch_size": model.batch, "num_samples": size}
     return Point(f"{task.model}, {named(jit)}, {cores(task)}", {**where, "cores": task.cores}, FITS)
 
@@ -139,7 +139,8 @@ def prepare(task: Task, point: Point, advance: Callable[[float], None]) -> None:
     setting: step_models.Setting | None = None
     if task.kind == "fit":
         model = step_models.MODELS[task.model]
-        setting = step_models.Setting(model, point.where["jit"], model.steps_within(task.seconds), task.seed)
+        jit = point.where["jit"]
+        setting = step_models.Setting(model, jit, model.steps_within(task.seconds, jit=jit), task.seed)
     for number, system in enumerate(point.systems, 1):
         try:
             if setting is None:
