@@ -45,13 +45,14 @@ class _RowWise:
                     "reduction=None inside"
                 )
             sample_weight = _along_batch(sample_weight, self.rank)
-        return self.loss(y_true, y_pred, sample_weight) * self._of_those_that_count(y_pred)
+        value, share = self.loss(y_true, y_pred, sample_weight), self._of_those_that_count(y_pred)
+        return value if share is None else value * tf.cast(share, value.dtype)
 
-    def _of_those_that_count(self, y_pred: Any) -> tf.Tensor | float:
+    def _of_those_that_count(self, y_pred: Any) -> tf.Tensor | None:
         """The number of steps in the batch that count, over their weighted number, which Keras should divide by."""
         weight, mask = self.importance(), getattr(y_pred, "_keras_mask", None)
         if weight is None or mask is None or self.reduction not in MEANS:
-            return 1.0
+            return None
         counted = tf.reduce_sum(tf.cast(mask, weight.dtype), axis=list(range(1, mask.shape.rank)))
         return tf.math.divide_no_nan(tf.reduce_sum(counted), tf.reduce_sum(weight * counted))
 

@@ -279,7 +279,7 @@ class LossFeedback(keras.callbacks.Callback):
     def _correct_loss(self, step: _Step) -> None:
         """Add to the loss that is reported what a partial correction, β < 1, leaves out."""
         tracker = getattr(self._fitted, "_loss_tracker", None)
-        if step.corrected or tracker is None:
+        if step.corrected or tracker is None or getattr(self.sampler, "fully_corrected", False):
             return
         step.corrected = True
         missing = step.unbiased - step.sampling["weight"]
@@ -353,20 +353,15 @@ class LossFeedback(keras.callbacks.Callback):
         if self._ring is None:
             return
         for index, step, columns in self._ring.read():
-            self._check_origin(index, step)
+            if step[0] >= self.sampler.step:
+                raise ValueError(
+                    f"the batch is of draw {step[0]}, but the sampler that LossFeedback was given has "
+                    f"{len(self.sampler)} samples and has made {self.sampler.step} draws; give it the sampler that the "
+                    "dataset was wrapped with"
+                )
             score = columns.get("score")
             self.sampler.update(index, columns["losses"], step=step, score=score)
             self._figures.add(columns["losses"], columns["weight"], score)
-
-    def _check_origin(self, index: Any, step: Any) -> None:
-        """Refuse losses of samples or draws that this sampler does not know."""
-        size, made = len(self.sampler), self.sampler.step
-        if index.max() >= size or step.max() >= made:
-            what = f"sample {index.max()}" if index.max() >= size else f"draw {step.max()}"
-            raise ValueError(
-                f"the batch is of {what}, but the sampler that LossFeedback was given has {size} samples and has "
-                f"made {made} draws; give it the sampler that the dataset was wrapped with"
-            )
 
 
 class _Step:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
+TOGETHER = 64  # steps summed up at a time
 
 
 class Figures:
@@ -26,26 +27,38 @@ class Figures:
     def begin(self) -> None:
         """Forget the epoch before."""
         self._steps, self._uniform, self._drawn = 0, 0.0, 0.0
+        self._waiting: list[tuple[Array, Array, Array | None]] = []
         self._seconds = self._spent()
 
     def add(self, losses: Array, weight: Array, score: Array | None = None) -> None:
-        """Count one step: (B,) unweighted losses, weights 1/(N p) and, where there are any, scores.
-
-        Σ w a² estimates the second moment of a under uniform draws, Σ w² a² that under the draws made.
-        """
+        """Count one step: (B,) unweighted losses, weights 1/(N p) and, where there are any, scores."""
         self._steps += 1
-        proxy = score
-        if proxy is None:
-            positive = np.maximum(losses, 0.0, dtype=np.float64)
+        self._waiting.append((losses, weight, score))
+        if len(self._waiting) == TOGETHER:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Σ w a² estimates the second moment of the proxy a under uniform draws, Σ w² a² that under the draws made.
+
+        Several steps at a time: NumPy's calls take longer than what they do here. What is not finite is left out.
+        """
+        if not self._waiting:
+            return
+        losses, weight = (np.concatenate([step[part] for step in self._waiting]) for part in (0, 1))
+        if self._waiting[0][2] is not None:
+            proxy = np.concatenate([step[2] for step in self._waiting])
+        else:
+            positive = np.maximum(losses, 0.0)
             proxy = -np.expm1(-positive) if self.bounded else np.sqrt(positive)
-        counted = weight * np.square(proxy, dtype=np.float64)
-        uniform = float(counted.sum())
-        if np.isfinite(uniform):
-            self._uniform += uniform
-            self._drawn += float((weight * counted).sum())
+        self._waiting.clear()
+        counted = weight * np.square(proxy)
+        finite = np.isfinite(counted)
+        self._uniform += float(counted[finite].sum())
+        self._drawn += float((weight * counted)[finite].sum())
 
     def logs(self) -> dict[str, float]:
         """The figures of the epoch so far."""
+        self._sum_up()
         summary = self.sampler.summary()
         steps = max(self._steps, 1)
         return {

@@ -52,6 +52,7 @@ class Sampler:
 
     uses_feedback = True  # whether draws depend on what ``update`` is told
     seconds = 0.0  # spent in draws and updates so far, waiting left out
+    fully_corrected = True  # whether every weight is 1/(N p)
     _scored = False  # whether scores take the place of losses
 
     def __init__(

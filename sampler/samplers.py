@@ -137,6 +137,11 @@ class ImportanceSampler(Sampler):
         self._said_uniform = False
 
     @property
+    def fully_corrected(self) -> bool:  # type: ignore[override]
+        """Whether every weight is 1/(N p): whether β is always 1."""
+        return not callable(self._beta) and self._beta == 1.0
+
+    @property
     def _scored(self) -> bool:  # type: ignore[override]
         return bool(getattr(self._priority, "scored", False))
 
