@@ -1,7 +1,7 @@
 """What ``model.compile`` made: its losses and metrics, given weights that lie along the batch.
 
     rowwise(model, importance)                  # until ``restore(model)``: weights (B,) for losses of any rank
-    with weighed_metrics(model, y, y_pred, weight): ...
+    weigh_metrics(model, importance)            # the same for metrics=
 
 Keras lays weights (B,) along T for values (B, T), silently where B = T, and gives what is in ``metrics=`` no weights at
 all. Both are mended from outside; nothing of the user's model is changed for good.
@@ -9,7 +9,8 @@ all. Both are mended from outside; nothing of the user's model is changed for go
 
 from __future__ import annotations
 
-import contextlib
+import inspect
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ import keras
 import tensorflow as tf
 
 from pipeline.losses import unreduced
+
+logger = logging.getLogger("pipeline")
 
 Importance = Callable[[], tf.Tensor | None]
 MEANS = ("sum_over_batch_size", "mean")
@@ -85,7 +88,13 @@ def rowwise(model: keras.Model, importance: Importance) -> None:
 
 
 def restore(model: keras.Model) -> None:
-    """Put the losses back that Keras made."""
+    """Put the losses and metrics back that Keras made."""
+    metrics = getattr(model, "_compile_metrics", None)
+    if metrics is not None:
+        metrics.__dict__.pop("build", None)
+        if metrics.built:
+            for entry in filter(None, [*metrics._flat_metrics, *metrics._flat_weighted_metrics]):
+                entry.__dict__.pop("update_state", None)
     compiled = getattr(model, "_compile_loss", None)
     if compiled is None:
         return
@@ -127,40 +136,79 @@ def is_cross_entropy(model: keras.Model) -> bool:
     return bool(names) and all("crossentropy" in name for name in names)
 
 
-@contextlib.contextmanager
-def weighed_metrics(model: keras.Model, y: Any, y_pred: Any, weight: tf.Tensor) -> Iterator[None]:
-    """Give the ``metrics=`` of ``compile`` the weights (B,), and both kinds such as suit masks."""
+def weigh_metrics(model: keras.Model, importance: Importance) -> None:
+    """Give the ``metrics=`` of ``compile`` the weights of ``importance``, at once or when Keras has built them."""
     compiled = getattr(model, "_compile_metrics", None)
     if compiled is None:
-        yield
         return
-    if not compiled.built:
-        compiled.build(y, y_pred)
-    plain = [entry for entry in compiled._flat_metrics if entry]
-    weighted = [entry for entry in compiled._flat_weighted_metrics if entry]
-    try:
-        for entry in plain:
-            object.__setattr__(entry, "update_state", _Weighed(entry, weight))
-        for entry in weighted:
-            object.__setattr__(entry, "update_state", _Weighed(entry, None))
-        yield
-    finally:
-        for entry in [*plain, *weighted]:
-            entry.__dict__.pop("update_state", None)
+    if compiled.built:
+        for entries, weights in ((compiled._flat_metrics, importance), (compiled._flat_weighted_metrics, None)):
+            for entry in filter(None, entries):
+                object.__setattr__(entry, "update_state", _Weighed(entry, weights))
+        return
+
+    def build(*args: Any) -> None:
+        del compiled.build
+        compiled.build(*args)
+        weigh_metrics(model, importance)
+
+    object.__setattr__(compiled, "build", build)
 
 
 class _Weighed:
-    """``update_state`` of an output's metrics, with weights that lie along the batch where there is a mask too."""
+    """``update_state`` of an output's metrics, with weights (B,) in the shape that suits each.
 
-    def __init__(self, metrics: Any, weight: tf.Tensor | None) -> None:
-        self.metrics, self.weight = metrics, weight
+    Keras would lay them along T for some. A metric that takes no weights, or gives one number for the whole batch, sees
+    the batch as it was drawn, and that is said once.
+    """
+
+    def __init__(self, metrics: Any, importance: Importance | None) -> None:
+        self.metrics, self.importance = metrics, importance
+        self.without: set[str] = set()  # the metrics that go without
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        weight = sample_weight if self.weight is None else self.weight
-        mask = getattr(y_pred, "_keras_mask", None)
-        if weight is not None and mask is not None and weight.shape.rank == 1:
-            weight = _along_batch(weight, mask.shape.rank)
-        type(self.metrics).update_state(self.metrics, y_true, y_pred, sample_weight=weight)
+        weight = sample_weight if self.importance is None else self.importance()
+        for metric in self.metrics.metrics:
+            if weight is None or getattr(weight.shape, "rank", None) != 1:
+                _update(metric, y_true, y_pred, weight)
+            elif not self._update(metric, y_true, y_pred, weight) and metric.name not in self.without:
+                self.without.add(metric.name)
+                logger.warning("the metric %r takes no weights; it is that of the batches drawn", metric.name)
+
+    def _update(self, metric: Any, y_true: Any, y_pred: Any, weight: tf.Tensor) -> bool:
+        """Whether the metric took weights."""
+        for laid in _laid(weight, y_pred) if _takes_weights(metric) else ():
+            try:
+                metric.update_state(y_true, y_pred, sample_weight=laid)
+            except (ValueError, TypeError, tf.errors.InvalidArgumentError):
+                continue
+            return True
+        metric.update_state(y_true, y_pred)
+        return False
+
+
+def _update(metric: Any, y_true: Any, y_pred: Any, weight: Any) -> None:
+    if weight is None and not _takes_weights(metric):
+        metric.update_state(y_true, y_pred)
+    else:
+        metric.update_state(y_true, y_pred, sample_weight=weight)
+
+
+def _takes_weights(metric: Any) -> bool:
+    if "int" in str(metric.dtype):  # as IoU by default: weights would be cut to whole numbers
+        return False
+    parameters = inspect.signature(metric.update_state).parameters
+    return "sample_weight" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def _laid(weight: tf.Tensor, y_pred: tf.Tensor) -> Iterator[tf.Tensor]:
+    """The shapes in which a metric may want weights (B,): of every prediction, of every number, of every sample."""
+    rank = y_pred.shape.rank
+    if rank is not None and rank > 2:
+        along, shape = _along_batch(weight, rank), tf.shape(y_pred)
+        yield tf.broadcast_to(along[..., 0], shape[:-1])
+        yield tf.broadcast_to(along, shape)
+    yield weight
 
 
 def build_from_spec(model: keras.Model) -> None:

@@ -290,6 +290,12 @@ class _Iterations:
 _ITERATIONS: weakref.WeakKeyDictionary[Any, _Iterations] = weakref.WeakKeyDictionary()  # by sampler
 
 
+def iterations_begun(sampler: Any) -> int | None:
+    """How many iterations over the draws of ``sampler`` have begun; None where no dataset was ever wrapped with it."""
+    iterations = _ITERATIONS.get(sampler)
+    return None if iterations is None else iterations.current
+
+
 class _Feeder:
     """Joins a sampler to a source, and watches over the iterations."""
 

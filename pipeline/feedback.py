@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable
@@ -30,7 +31,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.compiled import build_from_spec, is_a_sum, is_cross_entropy, restore, rowwise, weighed_metrics
+from pipeline.compiled import build_from_spec, is_a_sum, is_cross_entropy, restore, rowwise, weigh_metrics
+from pipeline.dataset import iterations_begun
 from pipeline.figures import Figures
 from pipeline.ring import Ring
 from pipeline.scores import GradientNorm, Watched
@@ -67,7 +69,10 @@ class LossFeedback(keras.callbacks.Callback):
 
     What ``fit`` reports estimates the whole data set, not the batches drawn: the loss, and all compiled metrics, are
     weighted by 1/(N p), whatever β the sampler trains with. A metric that is a mean is the ratio Σ w m / Σ w, whose
-    bias falls with the number of batches. The history and the logs of every epoch have, beside these,
+    bias falls with the number of batches. A metric that takes no weights, and what a ``train_step`` of the user's own
+    tracks by itself, is that of the batches drawn; so is, with β < 1, the loss of a single output.
+
+    The history and the logs of every epoch have, beside these,
 
     ===============================  ==================================================================================
     ``sampling/effective_fraction``  effective sample size of the recent draws over their number, 0 to 1
@@ -81,8 +86,8 @@ class LossFeedback(keras.callbacks.Callback):
 
     Raises ``ValueError``, before the first step is done, for a loss that ignores weights, that gives one number for the
     whole batch or that divides by the sum of the weights; for a ``feedback_lag`` smaller than
-    ``steps_per_execution``; for a dataset whose batches carry no ``sampling``, or come from another sampler; and where
-    no layer's pre-activations can be told.
+    ``steps_per_execution``; for a dataset whose batches carry no ``sampling``; and where no layer's pre-activations can
+    be told. After the first step: for batches of another sampler, and losses that the priority cannot take.
     """
 
     def __init__(
@@ -106,9 +111,11 @@ class LossFeedback(keras.callbacks.Callback):
         self.sampler = sampler
         self._class_weight = None if class_weight is None else _class_table(class_weight)
         self._originals: dict[str, Callable[..., Any]] = {}
+        self._before: dict[str, Any] = {}  # of them, what the user had set on the instance
         self._own = threading.local()  # the step that is being traced or run; each replica has a thread
         self._ring: Ring | None = None
         self._checked = False  # whether a first step is over
+        self._begun: int | None = None  # iterations over the sampler's draws, before this fit
         self._evaluating = 0  # how deep in ``evaluate``
         self._figures = Figures(sampler)
         self._gradient_norm = None if score is None else GradientNorm(model, at)
@@ -135,6 +142,7 @@ class LossFeedback(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the hooks in place; ``fit`` has made its training function just before, which is made anew."""
         self._install()
+        self._begun = iterations_begun(self.sampler)
         self._fitted.make_train_function(force=True)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -167,8 +175,12 @@ class LossFeedback(keras.callbacks.Callback):
     def _install(self) -> None:
         self._remove()
         model = self._fitted
+        if isinstance(getattr(vars(model).get("train_step"), "__self__", None), LossFeedback):
+            raise ValueError("another LossFeedback is at work on this model; give fit one of them")
         self._originals = {name: getattr(model, name) for name in HOOKS}
-        self._ring = None
+        self._before = {name: vars(model)[name] for name in HOOKS if name in vars(model)}
+        if self._ring is not None:
+            self._ring.forget()
         self._checked = False
         hooks: dict[str, Callable[..., Any]] = {
             "train_step": self._train_step,
@@ -181,7 +193,10 @@ class LossFeedback(keras.callbacks.Callback):
         }
         for name, hook in hooks.items():  # past Keras's own __setattr__, which would track what is set
             object.__setattr__(model, name, hook)
-        rowwise(model, lambda: None if self._current is None else self._current.unbiased)
+        rowwise(model, self._importance)
+        weigh_metrics(model, self._importance)
+        if self._tracks_loss():
+            object.__setattr__(model._loss_tracker, "update_state", self._track_loss)
         if self._gradient_norm is not None:
             self._gradient_norm.attach()
 
@@ -189,7 +204,10 @@ class LossFeedback(keras.callbacks.Callback):
         if self._originals:
             for name in HOOKS:
                 self._fitted.__dict__.pop(name, None)
+            vars(self._fitted).update(self._before)
             restore(self._fitted)
+            if self._tracks_loss():
+                self._fitted._loss_tracker.__dict__.pop("update_state", None)
             if self._gradient_norm is not None:
                 self._gradient_norm.detach()
             self._fitted.train_function = None
@@ -197,6 +215,11 @@ class LossFeedback(keras.callbacks.Callback):
 
     def _begin_anew(self, name: str, *args: Any, **options: Any) -> Any:
         """``fit`` begins while the hooks are there: the last one died of an exception and left them."""
+        if _is_running(type(self._fitted).fit, self._fitted):
+            raise RuntimeError(
+                f"{name} was called while fit with LossFeedback is at work on the same model; train another model "
+                "there, or after fit"
+            )
         self._remove()
         return getattr(self._fitted, name)(*args, **options)
 
@@ -205,9 +228,9 @@ class LossFeedback(keras.callbacks.Callback):
         x, y, sampling = keras.utils.unpack_x_y_sample_weight(data)
         if sampling is None and isinstance(y, dict) and "index" in y and "weight" in y:
             y, sampling = None, y  # (x, sampling): inputs alone
-        if not isinstance(sampling, dict) or "index" not in sampling:
+        if not isinstance(sampling, dict) or not {"index", "weight", "probability", "step"} <= sampling.keys():
             raise ValueError(
-                "the batches carry no sampling with index and weight; wrap the dataset with "
+                "the batches carry no sampling with index, weight, probability and step; wrap the dataset with "
                 "dataset.apply(importance_sampling(sampler, batch_size)), or leave LossFeedback out"
             )
         before = self._weights_before()
@@ -224,7 +247,7 @@ class LossFeedback(keras.callbacks.Callback):
                 "the model's train_step never called compute_loss, so the losses of its samples cannot be had; call "
                 "self.compute_loss(x, y, y_pred, sample_weight) there, or use a custom loop with per_sample_loss"
             )
-        self._correct_loss(step)
+        self._figures.bounded = is_cross_entropy(self._fitted)
         self._write(step)
         return logs
 
@@ -245,22 +268,31 @@ class LossFeedback(keras.callbacks.Callback):
                 "the model's train_step called compute_loss without sample_weight, so the importance weights would be "
                 "lost; pass it on: self.compute_loss(x, y, y_pred, sample_weight)"
             )
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(sample_weight)
-            loss = self._own_loss(x, y, y_pred, sample_weight, training)
-        gradient = tape.gradient(loss, sample_weight)
+        with tf.GradientTape(watch_accessed_variables=False) as again:
+            again.watch(sample_weight)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sample_weight)
+                loss = self._own_loss(x, y, y_pred, sample_weight, training)
+            gradient = tape.gradient(loss, sample_weight)
+        summed = is_a_sum(self._fitted)
+        if gradient is not None and again.gradient(gradient, sample_weight) is not None:
+            raise ValueError(
+                "the loss is not linear in the sample weights, so its derivative by them is not the loss of each "
+                "sample, and weighted training would be biased; let compute_loss, or the loss, end in the sum or the "
+                "mean of losses times weights, not divided by the sum of the weights"
+            )
         if gradient is None:
             raise ValueError(
                 "the loss does not depend on the sample weights, so importance weights would have no effect and "
                 "training would be biased; let compute_loss, or the loss, use sample_weight"
             )
-        step.batch = tf.cast(tf.shape(sample_weight)[0], tf.float32)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        step.divisor = tf.constant(1.0) if is_a_sum(self._fitted) else step.batch
-        scale = tf.constant(1.0) if is_a_sum(self._fitted) else step.batch * replicas
+        batch = tf.cast(tf.shape(sample_weight)[0], tf.float32)
+        step.divisor = tf.constant(1.0 / replicas) if summed else batch
+        scale = tf.constant(1.0) if summed else batch * replicas
         step.losses = tf.cast(gradient, tf.float32) * scale
         if step.watched is not None:
-            step.score = step.watched.norms(loss, tf.math.divide_no_nan(scale, step.weight))
+            step.score = step.watched.norms(step.losses)
         return loss
 
     def _own_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> tf.Tensor:
@@ -268,25 +300,22 @@ class LossFeedback(keras.callbacks.Callback):
         return self._originals["compute_loss"](x, y, y_pred, sample_weight, **options)
 
     def _compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """The model's own metrics, weighted so that they estimate those of the whole data set."""
+        """The model's own metrics; weighted ones are given weights that estimate those of the whole data set."""
         step, own = self._current, self._originals["compute_metrics"]
-        if step is None or step.losses is None:
+        if step is None:
             return own(x, y, y_pred, sample_weight)
-        self._correct_loss(step)
-        with weighed_metrics(self._fitted, y, y_pred, step.unbiased):
-            return own(x, y, y_pred, step.unbiased if step.own is None else step.unbiased * step.own)
+        return own(x, y, y_pred, step.unbiased if step.own is None else step.unbiased * step.own)
 
-    def _correct_loss(self, step: _Step) -> None:
-        """Add to the loss that is reported what a partial correction, β < 1, leaves out."""
-        tracker = getattr(self._fitted, "_loss_tracker", None)
-        if step.corrected or tracker is None or getattr(self.sampler, "fully_corrected", False):
-            return
-        step.corrected = True
-        missing = step.unbiased - step.sampling["weight"]
-        if step.own is not None:
-            missing *= step.own
-        whole = tf.reduce_sum(tf.math.multiply_no_nan(step.losses, missing))
-        tracker.total.assign_add(tf.cast(whole / step.divisor * step.batch, tracker.total.dtype))
+    def _track_loss(self, values: Any, *args: Any, **options: Any) -> Any:
+        """The loss for the report, with what a partial correction, β < 1, leaves out."""
+        step, tracker = self._current, self._fitted._loss_tracker
+        if step is not None and step.losses is not None:
+            missing = step.unbiased - step.sampling["weight"]
+            if step.own is not None:
+                missing *= step.own
+            left_out = tf.reduce_sum(tf.math.multiply_no_nan(step.losses, missing)) / step.divisor
+            values = values + tf.cast(left_out, values.dtype)
+        return type(tracker).update_state(tracker, values, *args, **options)
 
     def _logs(self, logs: Any) -> Any:
         """What ``fit`` reports of an epoch, for every callback whatever its place in the list."""
@@ -306,6 +335,14 @@ class LossFeedback(keras.callbacks.Callback):
     @property
     def _current(self) -> _Step | None:
         return getattr(self._own, "step", None)
+
+    def _importance(self) -> tf.Tensor | None:
+        return None if self._current is None else self._current.unbiased
+
+    def _tracks_loss(self) -> bool:
+        """Whether the loss that is reported needs a correction."""
+        partial = not getattr(self.sampler, "fully_corrected", False)
+        return partial and getattr(self._fitted, "_loss_tracker", None) is not None
 
     def _watching(self) -> contextlib.AbstractContextManager[Watched | None]:
         return contextlib.nullcontext() if self._gradient_norm is None else self._gradient_norm.watching()
@@ -340,24 +377,26 @@ class LossFeedback(keras.callbacks.Callback):
         if step.score is not None:
             columns["score"] = step.score
         replicas = tf.distribute.get_replica_context()
-        if self._ring is None or self._ring.batch != batch * replicas.num_replicas_in_sync:
-            self._ring = replicas.merge_call(self._new_ring, args=(tuple(columns), batch))
+        kind = (max(self._fitted.steps_per_execution, 1), tuple(columns), batch * replicas.num_replicas_in_sync)
+        if self._ring is None or self._ring.kind != kind:
+            if self._ring is not None and tf.executing_eagerly():
+                self._drain()  # batches of another size came before
+            self._ring = replicas.merge_call(self._new_ring, args=kind)
         self._ring.write(columns, step.sampling["index"], step.sampling["step"])
 
-    def _new_ring(self, strategy: tf.distribute.Strategy, columns: tuple[str, ...], batch: int) -> Ring:
+    def _new_ring(self, _: tf.distribute.Strategy, rows: int, columns: tuple[str, ...], batch: int) -> Ring:
         with tf.init_scope():
-            self._figures.bounded = is_cross_entropy(self._fitted)
-            return Ring(max(self._fitted.steps_per_execution, 1), columns, batch * strategy.num_replicas_in_sync)
+            return Ring(rows, columns, batch)
 
     def _drain(self) -> None:
         if self._ring is None:
             return
         for index, step, columns in self._ring.read():
-            if step[0] >= self.sampler.step:
+            if step[0] >= self.sampler.step or self._begun == iterations_begun(self.sampler) is not None:
                 raise ValueError(
                     f"the batch is of draw {step[0]}, but the sampler that LossFeedback was given has "
-                    f"{len(self.sampler)} samples and has made {self.sampler.step} draws; give it the sampler that the "
-                    "dataset was wrapped with"
+                    f"{len(self.sampler)} samples and has made {self.sampler.step} draws, none of them for this fit; "
+                    "give it the sampler that the dataset was wrapped with"
                 )
             score = columns.get("score")
             self.sampler.update(index, columns["losses"], step=step, score=score)
@@ -375,9 +414,17 @@ class _Step:
         self.unbiased = 1.0 / (num_samples * tf.cast(sampling["probability"], tf.float32))  # 1/(N p), whatever β
         self.losses: Any = None  # (B,) float32
         self.score: tf.Tensor | None = None
-        self.batch: Any = None
         self.divisor: Any = None  # of the sum over the batch, in the loss
-        self.corrected = False
+
+
+def _is_running(method: Any, owner: Any) -> bool:
+    """Whether ``method`` of ``owner`` is on this thread's stack."""
+    code, frame = inspect.unwrap(method).__code__, inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is code and frame.f_locals.get("self") is owner:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def feed_back(sampler: Any, sampling: dict[str, tf.Tensor], losses: tf.Tensor, score: tf.Tensor | None = None) -> None:
@@ -438,14 +485,16 @@ def _class_table(class_weight: dict[int, float]) -> Any:
 
 def _class_weights(table: Any, y: Any) -> tf.Tensor:
     """(B,) the weight of each sample's class."""
+    if tf.nest.is_nested(y) and len(tf.nest.flatten(y)) == 1:
+        (y,) = tf.nest.flatten(y)
     if tf.nest.is_nested(y) or y is None or y.shape.rank not in (1, 2):
-        what = "no labels" if y is None else "several" if tf.nest.is_nested(y) else f"labels of shape {tuple(y.shape)}"
+        what = "no labels" if y is None else "several" if tf.nest.is_nested(y) else f"labels of shape {y.shape}"
         raise ValueError(
             f"class_weight needs one output with labels (B,), (B, 1) or one-hot (B, K), got {what}; multiply the data "
             "set's own sample weights instead"
         )
     one_hot = y.shape.rank == 2 and y.shape[1] != 1
     labels = tf.argmax(y, axis=1) if one_hot else tf.reshape(y, [-1])
-    labels = tf.cast(labels, tf.int32)
+    labels = tf.cast(tf.round(labels) if labels.dtype.is_floating else labels, tf.int64)  # soft labels as Keras does
     known = (labels >= 0) & (labels < len(table))
     return tf.where(known, tf.gather(tf.constant(table), tf.where(known, labels, 0)), 1.0)

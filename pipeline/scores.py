@@ -4,7 +4,7 @@
     norms.attach()                              # the layer tells its pre-activations, until ``detach``
     with norms.watching() as watched:           # around the model's own training step
         ...
-        watched.norms(loss, scale)              # (B,): of the loss that depends on what was watched
+        watched.norms(losses)                   # (B,): of losses (B,) that depend on what was watched
 
 It is what the variance of importance sampling depends on, up to the rest of the network (Katharopoulos & Fleuret,
 2018, *Not all samples are created equal: deep learning with importance sampling*): ‖softmax(z) - y‖ for softmax
@@ -22,6 +22,11 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
+ACTIVATIONS = tuple(getattr(keras.layers, name) for name in ("Softmax", "ReLU", "LeakyReLU", "PReLU", "ELU"))
+SHAPES = tuple(
+    getattr(keras.layers, name) for name in ("Reshape", "Flatten", "Permute", "Identity", "Dropout", "InputLayer")
+)
 
 
 class GradientNorm:
@@ -66,9 +71,9 @@ class GradientNorm:
 
     def _telling(self, layer: keras.layers.Layer, call: Callable[..., Any]) -> Callable[..., Any]:
         """The layer's ``call``, which shows what its activation is given, or else what it gives itself."""
-        if isinstance(layer, keras.layers.Softmax):
+        if isinstance(layer, ACTIVATIONS):
             return functools.wraps(call)(lambda z, *args, **options: call(self._see(z), *args, **options))
-        if not callable(getattr(layer, "activation", None)):
+        if not callable(getattr(layer, "activation", None)) or isinstance(_class_attribute(layer), property):
             return functools.wraps(call)(lambda *args, **options: self._see(call(*args, **options)))
 
         @functools.wraps(call)
@@ -93,16 +98,44 @@ class GradientNorm:
                 names = ", ".join(repr(layer.name) for layer in self._model._flatten_layers(include_self=False))
                 raise ValueError(f"the model has no layer named {at!r}; at= must be a layer or one of {names}")
             return named[0]
-        if isinstance(self._model, keras.Sequential):
-            return self._model.layers[-1]
-        outputs = getattr(self._model, "outputs", None) or []
+        return _last(self._model)
+
+
+def _last(model: keras.Model) -> keras.layers.Layer:
+    """The layer whose activation the output of ``model`` is, past what only gives it another shape."""
+    if isinstance(model, keras.Sequential):
+        layers = [layer for layer in model.layers if not _passes_on(layer)]
+    else:
+        outputs = getattr(model, "outputs", None) or []
         if len(outputs) != 1:
             kind = f"a model of {len(outputs)} outputs" if outputs else "a subclassed model"
             raise ValueError(
                 f"score='gradient_norm' cannot tell which layer of {kind} is the last; name it: "
                 "LossFeedback(..., at=layer), one whose pre-activations the loss depends on"
             )
-        return outputs[0]._keras_history.operation
+        layers = [outputs[0]._keras_history.operation]
+        while _passes_on(layers[-1]) and len(layers[-1]._inbound_nodes) == 1:
+            layers.append(layers[-1]._inbound_nodes[0].input_tensors[0]._keras_history.operation)
+    layer = layers[-1]
+    if isinstance(layer, keras.Model):
+        return _last(layer)
+    if isinstance(layer, keras.layers.TimeDistributed) or isinstance(_class_attribute(layer), property):
+        raise ValueError(
+            f"score='gradient_norm' cannot tell the pre-activations of the layer {layer.name!r}, a "
+            f"{type(layer).__name__}, which has many; end the model in a layer such as Dense, which takes (B, T, K) as "
+            "well, or name another layer: LossFeedback(..., at=layer)"
+        )
+    return layer
+
+
+def _passes_on(layer: Any) -> bool:
+    """Whether the layer gives what it is given, in another shape or with a part left out."""
+    linear = isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
+    return isinstance(layer, SHAPES) or linear
+
+
+def _class_attribute(layer: keras.layers.Layer) -> Any:
+    return getattr(type(layer), "activation", None)
 
 
 class Watched:
@@ -118,9 +151,9 @@ class Watched:
         self._seen.append(values)
         return values
 
-    def norms(self, loss: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        """(B,) float32 ≥ 0: the norms of the rows of ∂loss/∂z, times ``scale`` (B,)."""
-        seen = [values for values in self._seen if _of_one_graph(values, loss)]
+    def norms(self, losses: tf.Tensor) -> tf.Tensor:
+        """(B,) float32 ≥ 0: the norm of the gradient of each of the ``losses`` (B,), by its own row of z."""
+        seen = [values for values in self._seen if _of_one_graph(values, losses)]
         if len(seen) != 1:
             how = "was not called" if not seen else f"was called {len(seen)} times"
             raise ValueError(
@@ -128,16 +161,13 @@ class Watched:
                 "another: LossFeedback(..., at=layer)"
             )
         (values,) = seen
-        # Ahead of the derivative, so that half precision does not lose what is divided by B.
-        above = tf.cast(tf.cast(tf.shape(values)[0], tf.float32), loss.dtype)
-        gradient = self._tape.gradient(loss, values, output_gradients=above)
-        if gradient is None or gradient.shape.rank == 0 or not gradient.shape[:1].is_compatible_with(scale.shape):
+        gradient = self._tape.gradient(losses, values)  # of their sum
+        if gradient is None or gradient.shape.rank == 0 or not gradient.shape[:1].is_compatible_with(losses.shape):
             raise ValueError(
                 f"the loss does not depend on the pre-activations of the layer {self._name!r}, one row for each "
                 "sample; name another: LossFeedback(..., at=layer)"
             )
-        rows = tf.reshape(tf.cast(gradient, tf.float32), [tf.shape(gradient)[0], -1])
-        return tf.norm(rows, axis=1) * scale / tf.cast(above, tf.float32)
+        return tf.norm(tf.reshape(tf.cast(gradient, tf.float32), [tf.shape(gradient)[0], -1]), axis=1)
 
 
 def _of_one_graph(one: tf.Tensor, other: tf.Tensor) -> bool:

@@ -538,6 +538,58 @@ def test_compiled_anew_after_the_callback_was_made(recording: type[Any]) -> None
     assert_every_step_came_back(sampler, squared(VALUES, model(X).numpy()), STEPS)
 
 
+def test_a_method_set_on_the_instance_is_put_back() -> None:
+    sampler, model = ImportanceSampler(N, seed=0), CASES["functional"].compiled()
+    own = model.compute_loss
+
+    def mine(*args: Any, **options: Any) -> Any:
+        return own(*args, **options)
+
+    object.__setattr__(model, "compute_loss", mine)
+    fit(model, importance_dataset((X, CLASSES), sampler, B), LossFeedback(model, sampler))
+    assert vars(model)["compute_loss"] is mine
+
+
+def test_two_callbacks_in_one_fit_are_refused() -> None:
+    sampler, model = ImportanceSampler(N, seed=0), CASES["functional"].compiled()
+    train = importance_dataset((X, CLASSES), sampler, B)
+    with pytest.raises(ValueError, match="another LossFeedback is at work on this model"):
+        fit(model, train, LossFeedback(model, sampler), LossFeedback(model, sampler))
+    fit(model, train, LossFeedback(model, sampler))
+    assert "train_step" not in vars(model)
+
+
+@pytest.mark.parametrize("inner", ["fit", "train_on_batch"])
+def test_training_the_model_within_its_own_fit_is_refused(inner: str) -> None:
+    class Nested(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            getattr(self.model, inner)(X[:B], CLASSES[:B])
+
+    sampler, model = ImportanceSampler(N, seed=0), CASES["functional"].compiled()
+    with pytest.raises(RuntimeError, match=f"{inner} was called while fit with LossFeedback is at work"):
+        fit(model, importance_dataset((X, CLASSES), sampler, B), LossFeedback(model, sampler), Nested())
+
+
+def test_a_second_fit_traces_the_step_once() -> None:
+    """The variables that the losses go out by are kept, or every fit would trace twice."""
+    traced = []
+
+    class Counting(Subclassed):
+        def train_step(self, data: Any) -> Any:
+            traced.append(1)
+            return super().train_step(data)
+
+    sampler, model = ImportanceSampler(N, seed=0), Counting()
+    model.compile("sgd", LOGITS, jit_compile=False)
+    train, feedback = importance_dataset((X, CLASSES), sampler, B), LossFeedback(model, sampler)
+    fit(model, train, feedback)
+    first = len(traced)
+    for _ in range(3):
+        fit(model, train, feedback)
+    assert len(traced) == first + 3
+    assert sampler.summary()["updates"] == 4 * STEPS
+
+
 class Interruption(keras.callbacks.Callback):
     """Ends ``fit`` the hard way."""
 
@@ -694,9 +746,25 @@ def rebatched(sampler: Any) -> tf.data.Dataset:
     return wrapped(sampler).unbatch().batch(4)
 
 
+class NotLinear(Subclassed):
+    """Divides by the sum of the weights."""
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **_: Any
+    ) -> Any:
+        losses = tf.reduce_mean(tf.square(y - y_pred), axis=-1)
+        return tf.reduce_sum(losses * sample_weight) / tf.reduce_sum(sample_weight)
+
+
+def without_probability(sampler: Any) -> tf.data.Dataset:
+    return wrapped(sampler).map(lambda x, y, s: (x, y, {"index": s["index"], "weight": s["weight"]}))
+
+
 # The model, its loss, the data, and what is said.
 REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
     "loss ignores weights": (IgnoringWeights, "mse", wrapped, "does not depend on the sample weights.*biased"),
+    "not linear in the weights": (NotLinear, None, wrapped, "not linear in the sample weights.*biased"),
+    "half of the sampling": (functional, "mse", without_probability, "no sampling with index, weight, probability and"),
     "scalar function": (functional, scalar_function, wrapped, "one number for the whole batch.*axis=-1"),
     "scalar object": (functional, ScalarLoss(), wrapped, "one number for the whole batch.*axis=-1"),
     "scalar function in own compute_loss": (OwnComputeLoss, scalar_function, wrapped, "one number for the whole batch"),

@@ -302,6 +302,18 @@ def test_class_weights_for_other_labels_are_refused(y: Any, words: str) -> None:
         history(model, (X, y), sampler, epochs=1, class_weight=RARE)
 
 
+SOFT = np.where(CLASSES > 1, 0.9, 0.1).astype(np.float32)
+
+
+def test_soft_labels_are_rounded_as_keras_does() -> None:
+    model, sampler = standing(), ImportanceSampler(N, seed=0)
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1, "sigmoid")])
+    model.compile(keras.optimizers.SGD(0.0), "binary_crossentropy")
+    seen = history(model, (X, SOFT), sampler, epochs=1, class_weight={1: 5.0})
+    losses = keras.losses.binary_crossentropy(SOFT[:, None], model(X)).numpy()
+    assert seen["loss"][0] == pytest.approx((losses * np.where(SOFT > 0.5, 5.0, 1.0)).mean(), rel=1e-5)
+
+
 # --- another sampler than the dataset's -----------------------------------------------------------
 
 
@@ -310,7 +322,10 @@ def test_class_weights_for_other_labels_are_refused(y: Any, words: str) -> None:
     [
         (lambda: ImportanceSampler(N // 2, losses=np.ones(N // 2)), f"has {N // 2} samples"),
         (lambda: ImportanceSampler(2 * N), "made 0 draws"),
-        (lambda: ImportanceSampler(N), "made 0 draws; give it the sampler that the dataset was wrapped with"),
+        (
+            lambda: ImportanceSampler(N),
+            "made 0 draws, none of them for this fit; give it the sampler that the dataset was wrapped with",
+        ),
     ],
     ids=["smaller", "larger", "as large"],
 )
@@ -321,3 +336,120 @@ def test_another_sampler_than_the_datasets_is_refused(other: Any, words: str) ->
     with pytest.raises(ValueError, match=words):
         model.fit(train, verbose=0, shuffle=False, callbacks=[LossFeedback(model, sampler)])
     assert sampler.summary() == before
+
+
+def test_a_sampler_that_was_used_before_is_no_excuse() -> None:
+    model, old = standing(), ImportanceSampler(N, seed=0)
+    history(model, (X, CLASSES), old, epochs=3)
+    before = old.summary()
+    train = importance_dataset((X, CLASSES), ImportanceSampler(N, seed=0), B)
+    with pytest.raises(ValueError, match="none of them for this fit"):
+        model.fit(train, verbose=0, shuffle=False, callbacks=[LossFeedback(model, old)])
+    assert old.summary() == before
+
+
+# --- metrics of all kinds -------------------------------------------------------------------------
+
+
+class Plain(keras.metrics.Metric):
+    """Of the user's own, without weights."""
+
+    def __init__(self) -> None:
+        super().__init__(name="plain")
+        self.count = self.add_weight(name="count", initializer="zeros")
+
+    def update_state(self, y_true: Any, y_pred: Any) -> None:
+        self.count.assign_add(tf.cast(tf.shape(y_pred)[0], tf.float32))
+
+    def result(self) -> Any:
+        return self.count
+
+
+def one_number(y: Any, p: Any) -> Any:
+    return keras.ops.mean(keras.ops.abs(keras.ops.cast(y, "float32") - p))
+
+
+STEPWISE = {
+    "Precision": lambda: keras.metrics.Precision(),
+    "AUC": lambda: keras.metrics.AUC(num_thresholds=50),
+    "BinaryAccuracy": lambda: keras.metrics.BinaryAccuracy(),
+    "BinaryIoU": lambda: keras.metrics.BinaryIoU(dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("kind", ["metrics", "weighted_metrics"])
+@pytest.mark.parametrize("name", STEPWISE)
+@pytest.mark.parametrize("length", [B, 5], ids=["T = B", "T = 5"])
+def test_metrics_of_every_step_of_a_sequence(name: str, kind: str, length: int) -> None:
+    """Against the metric itself, given weights in the full shape."""
+    y = (np.random.default_rng(1).random((N, length, 1)) > 0.5).astype(np.float32)
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Input((3,)), keras.layers.Dense(length, "sigmoid"), keras.layers.Reshape((length, 1))]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.SGD(0.0), "binary_crossentropy", jit_compile=False, **{kind: [STEPWISE[name]()]})
+    seen = history(model, (X, y), frozen(), epochs=1)
+    again, metric = frozen(), STEPWISE[name]()
+    for _ in range(N // B):
+        draw = again.draw(B)
+        weight = np.broadcast_to((1.0 / (N * draw.probability))[:, None, None], (B, length, 1)).astype(np.float32)
+        metric.update_state(y[draw.index], model(X[draw.index]), sample_weight=weight)
+    got = next(values for key, values in seen.items() if key not in FIGURES | {"loss"})
+    np.testing.assert_allclose(got, [metric.result()], rtol=1e-5)
+
+
+def test_segmentation() -> None:
+    pixels = RNG.integers(0, K, (N, 5, 2))
+    layers = [keras.layers.Input((3,)), keras.layers.Dense(5 * 2 * K), keras.layers.Reshape((5, 2, K))]
+    model = keras.Sequential(layers)
+    model.compile("sgd", LOGITS, metrics=[keras.metrics.MeanIoU(K, sparse_y_pred=False), "accuracy"])
+    seen = history(model, (X, pixels), frozen(), epochs=1)
+    assert all(0.0 <= values[0] <= 1.0 for name, values in seen.items() if "accuracy" in name or "io_u" in name)
+
+
+@pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}], ids=["graph", "eager"])
+def test_metrics_that_take_no_weights_see_the_batch_and_that_is_said_once(
+    mode: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.0), "mse", metrics=[Plain(), one_number, "mae"], **mode)
+    seen = history(model, (X, SOFT), frozen(), epochs=2)
+    assert seen["plain"].tolist() == [N, N]
+    assert np.isfinite(seen["one_number"]).all()
+    for name in ("plain", "one_number"):
+        assert sum(f"{name!r} takes no weights" in record.getMessage() for record in caplog.records) == 1
+    assert not any("'mae' takes" in record.getMessage() for record in caplog.records)
+
+
+class Guided(keras.Model):
+    """A train step that updates every metric itself, as Keras's guide to customised training has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = keras.layers.Dense(K)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.out(x)
+
+    def train_step(self, data: Any) -> Any:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(y=y, y_pred=y_pred, sample_weight=sample_weight)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+            else:
+                metric.update_state(y, y_pred)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.4])
+def test_a_train_step_that_updates_metrics_itself(beta: float) -> None:
+    keras.utils.set_random_seed(3)
+    model = Guided()
+    model.compile(keras.optimizers.SGD(0.0), LOGITS, metrics=["accuracy"], jit_compile=False)
+    seen = history(model, (X, CLASSES), frozen(beta=beta), epochs=100)
+    scores = model.predict(X, verbose=0)
+    assert deviation(seen["loss"], cross_entropy(scores).mean()) < 4.5

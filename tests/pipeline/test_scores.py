@@ -112,6 +112,12 @@ CASES: dict[str, tuple[Any, Any, Any, Any]] = {
         CLASSES % 2,
         lambda z: norm(sigmoid(z) - (CLASSES % 2)[:, None]),
     ),
+    "reshaped": (
+        lambda: sequential(keras.layers.Activation("softmax"), keras.layers.Reshape((K, 1)), keras.layers.Flatten()),
+        "sparse_categorical_crossentropy",
+        CLASSES,
+        lambda z: norm(softmax(z) - ONE_HOT),
+    ),
     "squared error": (sequential, "mse", VALUES, lambda z: norm(2 * (z - VALUES)) / K),
     "squared error, sum": (
         sequential,
@@ -215,13 +221,16 @@ def test_any_tensor_of_the_model_may_be_named() -> None:
         np.testing.assert_allclose(score, expected[index], rtol=2e-5)
 
 
-def test_a_sample_of_weight_zero_has_no_score() -> None:
-    model, sampler = functional(), Scored(N, priority="gradient_norm", losses=KNOWN, seed=0)
+def test_neither_weights_nor_regularisers_are_in_it() -> None:
+    """A penalty on the logits, and weights down to 0: the score is that of the sample's own loss."""
+    inputs = Input((3,))
+    model = keras.Model(inputs, Dense(K, name="head", activity_regularizer="l2")(Dense(5, "tanh")(inputs)))
+    sampler = Scored(N, priority="gradient_norm", losses=KNOWN, seed=0)
     model.compile(keras.optimizers.SGD(0.0), SPARSE(from_logits=True))
     fit(model, (X, CLASSES, np.where(np.arange(N) < N // 2, 0.0, 1.0).astype(np.float32)), sampler)
+    expected = norm(softmax(logits_of(model)) - ONE_HOT)
     for index, _, score in sampler.told:
-        assert (score[index < N // 2] == 0.0).all()
-        assert (score[index >= N // 2] > 0.0).all()
+        np.testing.assert_allclose(score, expected[index], rtol=2e-5)
 
 
 def test_the_model_is_as_it_was() -> None:
@@ -259,6 +268,18 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "two outputs": (two_outputs, (X, (CLASSES, CLASSES)), {}, "which layer of a model of 2 outputs is the last"),
     "no such layer": (functional, (X, CLASSES), {"at": "tail"}, "no layer named 'tail'.*'head'"),
     "a layer of another model": (functional, (X, CLASSES), {"at": Dense(3)}, "was not called in the training step"),
+    "time distributed": (
+        lambda: keras.Sequential([Input((T, 3)), keras.layers.TimeDistributed(Dense(K))]),
+        (np.repeat(X[:, None], T, axis=1), TOKENS),
+        {},
+        "the layer 'time_distributed.*', a TimeDistributed, which has many; end the model in a layer such as Dense",
+    ),
+    "recurrent": (
+        lambda: keras.Sequential([Input((T, 3)), keras.layers.LSTM(K)]),
+        (np.repeat(X[:, None], T, axis=1), CLASSES),
+        {},
+        "a LSTM, which has many",
+    ),
     "called twice": (twice, (VALUES, CLASSES), {"at": "shared"}, "was called 2 times"),
 }
 
@@ -276,6 +297,35 @@ def test_refused_where_it_cannot_be_told(name: str) -> None:
 def test_another_score_is_refused() -> None:
     with pytest.raises(ValueError, match="score must be one of 'gradient_norm' or None, got 'loss'"):
         LossFeedback(functional(), ImportanceSampler(N), score="loss")
+
+
+@pytest.mark.parametrize("last", ["nested functional", "nested sequential", "reshaped", "leaky"])
+def test_the_last_layer_is_found_behind_others(last: str) -> None:
+    """tanh before a squared error: the gradient by the output would be another."""
+    inputs = Input((5,))
+    inner = {
+        "nested functional": lambda: keras.Model(inputs, Dense(K, "tanh", name="head")(inputs)),
+        "nested sequential": lambda: keras.Sequential([inputs, Dense(K, "tanh", name="head")]),
+    }
+    x = Input((3,))
+    hidden = Dense(5, "tanh")(x)
+    if last in inner:
+        out = inner[last]()(hidden)
+    elif last == "leaky":
+        out = keras.layers.LeakyReLU(0.25)(Dense(K, name="head")(hidden))
+    else:
+        out = keras.layers.Flatten()(keras.layers.Reshape((K, 1))(Dense(K, "tanh", name="head")(hidden)))
+    model = keras.Model(x, out)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    sampler = Scored(N, priority="gradient_norm", losses=KNOWN, seed=0)
+    fit(model, (X, VALUES), sampler)
+    head = next(layer for layer in model._flatten_layers() if layer.name == "head")
+    z = np.asarray(keras.Model(x, hidden)(X), np.float64) @ head.kernel.numpy() + head.bias.numpy()
+    given, slope = (np.where(z > 0, z, z / 4), np.where(z > 0, 1, 0.25)) if last == "leaky" else (
+        np.tanh(z), 1 - np.tanh(z) ** 2)  # fmt: skip
+    expected = norm(2 * (given - VALUES) / K * slope)
+    for index, _, score in sampler.told:
+        np.testing.assert_allclose(score, expected[index], rtol=2e-5)
 
 
 def test_a_sampler_that_needs_scores_says_who_gives_them() -> None:
