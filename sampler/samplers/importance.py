@@ -1,18 +1,4 @@
-"""Samplers: draw a batch of sample indices, learn from the losses that come back.
-
-    from sampler import ImportanceSampler
-
-    sampler = ImportanceSampler(num_samples=50_000, seed=0)
-    draw = sampler.draw(batch_size=32)              # step, index, probability, weight
-    losses = ...                                    # (32,) unweighted losses of those samples
-    sampler.update(draw.index, losses, step=draw.step)
-
-Every sampler has the same methods, so that choosing is a swap of a name. The two verbs are ``draw`` and
-``update``; ``probabilities``, ``priorities`` and ``summary`` look inside; ``state_dict`` and ``load_state_dict``
-carry everything over a restart, the random generator and the draws in flight included.
-
-The batch loss is (1/B) Σ w ℓ with the ``weight`` of the draw. Its expectation is the mean loss over all N samples.
-"""
+"""Draws in proportion to priority, with the weights that keep training unbiased."""
 
 from __future__ import annotations
 
@@ -24,13 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sampler import batches, checks, draws, kernels, priorities
-from sampler.base import RECENT_DRAWS, DivergedError, Float32s, Float64s, Int64s, Learnt, Sampler, logger
+from sampler.base import RECENT_DRAWS, Float32s, Float64s, Int64s, Learnt, Sampler, logger
 from sampler.bound import DrawBound
-from sampler.ledger import Draw
 from sampler.priorities import Priority, Remembering
 from sampler.stores import PriorityStore, ProportionalStore, RankedStore
-
-__all__ = ["DivergedError", "Draw", "ImportanceSampler", "UniformSampler"]
 
 STORES: dict[str, Callable[..., PriorityStore]] = {"proportional": ProportionalStore, "ranked": RankedStore}
 STORE_NEEDS = ["__len__", *PriorityStore.__annotations__, *(n for n in vars(PriorityStore) if not n.startswith("_"))]
@@ -412,50 +395,6 @@ class ImportanceSampler(Sampler):
             parts.append((memory, state["priority"]))
         _load_all(parts)
         self._faded, self._losses, self._priority, self._memory = faded, losses, priority, memory
-
-
-class UniformSampler(Sampler):
-    """Reshuffled passes over all samples, each at weight 1: the baseline, with the same methods.
-
-    Args:
-        num_samples: N ≥ 1.
-        feedback_lag, feedback_timeout, max_nonfinite_updates, seed: as for ``ImportanceSampler``.
-
-    A batch that crosses the end of a pass goes on with the next one, so that every batch has exactly B samples.
-    ``update`` counts and checks what comes back; it changes no draw. With a ``feedback_lag`` draws wait for it
-    after the first pass all the same, so that a run can be resumed exactly; a baseline without feedback takes None.
-    """
-
-    uses_feedback = False
-
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        feedback_lag: int | None = None,
-        feedback_timeout: float = 60.0,
-        max_nonfinite_updates: int = 10,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            num_samples,
-            feedback_lag=feedback_lag,
-            feedback_timeout=feedback_timeout,
-            max_nonfinite_updates=max_nonfinite_updates,
-            seed=seed,
-        )
-
-    def _choose(self, count: int) -> tuple[Int64s, Float64s, Float32s]:
-        index = np.empty(count, np.int64)
-        filled = 0
-        while filled < count:
-            if self._taken == self._size:
-                self._taken, self._passes, self._keys = 0, self._passes + 1, self._new_keys()
-            part = index[filled : filled + self._size - self._taken]
-            self._from_pass(part)
-            filled += part.size
-        probability = np.full(count, 1.0 / self._size)
-        return index, probability, self._weigh(probability, 1.0)
 
 
 def _store(store: str | PriorityStore, size: int, initial_priority: float) -> PriorityStore:
