@@ -12,11 +12,12 @@
 
 from pipeline.dataset import importance_dataset, importance_sampling
 from pipeline.feedback import LossFeedback, feed_back
-from pipeline.losses import per_sample_loss, weighted_mean
+from pipeline.losses import SparseCategoricalFocalCrossentropy, per_sample_loss, weighted_mean
 from pipeline.sources import num_samples
 
 __all__ = [
     "LossFeedback",
+    "SparseCategoricalFocalCrossentropy",
     "feed_back",
     "importance_dataset",
     "importance_sampling",

@@ -8,6 +8,8 @@
 
 A Keras loss reduces its result to one number by default. To see what it says of each sample it must be
 made, or as here copied, with ``reduction=None``.
+
+``SparseCategoricalFocalCrossentropy`` is the focal loss for integer labels, which Keras has for other labels only.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+from sampler import checks
 
 Loss = Callable[[Any, Any], tf.Tensor]
 REDUCTIONS: dict[str, Callable[..., tf.Tensor]] = {"mean": tf.reduce_mean, "sum": tf.reduce_sum}
@@ -77,6 +82,39 @@ def weighted_mean(losses: Any, weight: Any) -> tf.Tensor:
     return tf.reduce_mean(losses * weight)
 
 
+def loss_of(model: keras.Model, loss: str | keras.losses.Loss | Loss | None = None) -> Loss:
+    """A function ``(y, y_pred) -> (B,) losses``, as ``fit`` of a model with one output counts them.
+
+    Args:
+        model: compiled, where ``loss`` is None.
+        loss: what ``per_sample_loss`` takes; None is the loss that the model was compiled with.
+
+    A loss of (B, T) or (B, H, W) counts by its mean over the further axes; under a mask by its sum over a sample's
+    steps that count, over the mean number of such steps in the batch. Raises ``ValueError`` for a model that is not
+    compiled, and for one of several losses.
+    """
+    given = getattr(model, "loss", None) if loss is None else loss
+    if isinstance(given, (dict, list, tuple)):
+        parts = [part for part in (given.values() if isinstance(given, dict) else given) if part is not None]
+        if len(parts) != 1:
+            raise ValueError(
+                f"the model has losses for {len(parts)} outputs, and one is needed here; pass a function of all of "
+                "them, which gives (B,) numbers: loss=lambda y, y_pred: ..."
+            )
+        (given,) = parts
+    if given is None:
+        raise ValueError("the model was not compiled with a loss; compile it first, or pass loss=...")
+    losses_of = per_sample_loss(given, reduce="mean")
+
+    def counted(y: Any, y_pred: Any) -> tf.Tensor:
+        losses, mask = losses_of(y, y_pred), getattr(y_pred, "_keras_mask", None)
+        if mask is None:
+            return losses
+        return tf.math.divide_no_nan(losses, tf.reduce_mean(tf.cast(mask, losses.dtype)))
+
+    return counted
+
+
 def unreduced(loss: str | keras.losses.Loss | Loss) -> Loss:
     """The loss without its reduction: a Keras loss is copied with ``reduction=None``, a function stays."""
     resolved = keras.losses.get(loss) if isinstance(loss, str) else loss
@@ -111,6 +149,48 @@ class _Function(keras.losses.Loss):
             elif y_true.shape.rank == 2 and y_pred.shape.rank == 1 and y_true.shape[-1] == 1:
                 y_pred = tf.expand_dims(y_pred, -1)
         return self.function(y_true, y_pred)
+
+
+@keras.saving.register_keras_serializable(package="tf_importance_sampling")
+class SparseCategoricalFocalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
+    """The focal loss for integer labels: α (1 - p_y)^γ ℓ, where ℓ is the cross-entropy and p_y = e^-ℓ.
+
+    Args:
+        gamma: γ ≥ 0. 0 is the cross-entropy; the greater, the less counts what is known already.
+        alpha: α ≥ 0, a factor of every loss. Keras's own focal losses have 0.25, which does what a quarter of the
+            learning rate does; weights that differ from class to class are ``LossFeedback(class_weight=...)``.
+        from_logits, ignore_class, reduction, axis, name, dtype: as of ``SparseCategoricalCrossentropy``.
+
+    Lin, Goyal, Girshick, He & Dollár, 2017, *Focal loss for dense object detection*, equation 5. It is another aim than
+    the mean cross-entropy, and importance sampling estimates its mean without bias as it does that of any loss.
+    ``ValueError`` or ``TypeError`` for γ and α outside these ranges.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: float = 1.0,
+        name: str = "sparse_categorical_focal_crossentropy",
+        **options: Any,
+    ) -> None:
+        super().__init__(name=name, **options)
+        self.gamma = checks.number("gamma", gamma, 0.0, np.inf, top_open=True)
+        self.alpha = checks.number("alpha", alpha, 0.0, np.inf, top_open=True)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """(B,) losses, or (B, ...) for labels with further axes."""
+        losses = super().call(y_true, y_pred)
+        # The slope of a power at 0 may be infinite: what is known that well counts as if it were a little less.
+        unknown = keras.ops.maximum(-keras.ops.expm1(-losses), keras.config.epsilon())
+        focal = self.alpha * unknown**self.gamma * losses
+        mask = getattr(losses, "_keras_mask", None)  # of labels that are not of ``ignore_class``
+        if mask is not None:
+            focal._keras_mask = mask
+        return focal
+
+    def get_config(self) -> dict[str, Any]:
+        """What makes the same loss again."""
+        return {**super().get_config(), "gamma": self.gamma, "alpha": self.alpha}
 
 
 def _name(loss: Any) -> str:
