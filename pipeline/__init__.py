@@ -13,15 +13,20 @@
 from pipeline.dataset import importance_dataset, importance_sampling
 from pipeline.feedback import LossFeedback, feed_back
 from pipeline.losses import SparseCategoricalFocalCrossentropy, per_sample_loss, weighted_mean
+from pipeline.presampling import Presampler
+from pipeline.refresh import RefreshStalest, score_all
 from pipeline.sources import num_samples
 
 __all__ = [
     "LossFeedback",
+    "Presampler",
+    "RefreshStalest",
     "SparseCategoricalFocalCrossentropy",
     "feed_back",
     "importance_dataset",
     "importance_sampling",
     "num_samples",
     "per_sample_loss",
+    "score_all",
     "weighted_mean",
 ]

@@ -89,9 +89,9 @@ def loss_of(model: keras.Model, loss: str | keras.losses.Loss | Loss | None = No
         model: compiled, where ``loss`` is None.
         loss: what ``per_sample_loss`` takes; None is the loss that the model was compiled with.
 
-    A loss of (B, T) or (B, H, W) counts by its mean over the further axes; under a mask by its sum over a sample's
-    steps that count, over the mean number of such steps in the batch. Raises ``ValueError`` for a model that is not
-    compiled, and for one of several losses.
+    A loss of (B, T) or (B, H, W) counts by its mean over the further axes, or by its sum where that is its reduction;
+    the mean under a mask is the sum over a sample's steps that count, over the mean number of such steps in the batch.
+    Raises ``ValueError`` for a model that is not compiled, and for one of several losses.
     """
     given = getattr(model, "loss", None) if loss is None else loss
     if isinstance(given, (dict, list, tuple)):
@@ -104,11 +104,12 @@ def loss_of(model: keras.Model, loss: str | keras.losses.Loss | Loss | None = No
         (given,) = parts
     if given is None:
         raise ValueError("the model was not compiled with a loss; compile it first, or pass loss=...")
-    losses_of = per_sample_loss(given, reduce="mean")
+    summed = getattr(given, "reduction", "mean") in ("sum", "none", None)
+    losses_of = per_sample_loss(given, reduce="sum" if summed else "mean")
 
     def counted(y: Any, y_pred: Any) -> tf.Tensor:
         losses, mask = losses_of(y, y_pred), getattr(y_pred, "_keras_mask", None)
-        if mask is None:
+        if summed or mask is None:
             return losses
         return tf.math.divide_no_nan(losses, tf.reduce_mean(tf.cast(mask, losses.dtype)))
 
@@ -139,7 +140,7 @@ class _Function(keras.losses.Loss):
     """A function as a loss without reduction; y (B,) meets y_pred (B, 1) as in ``compile(loss=function)``."""
 
     def __init__(self, function: Loss, name: str) -> None:
-        super().__init__(name=name, reduction=None)
+        super().__init__(name=name.strip("<>"), reduction=None)  # <lambda> is no name in a graph
         self.function = function
 
     def call(self, y_true: Any, y_pred: Any) -> tf.Tensor:
