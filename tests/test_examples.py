@@ -33,6 +33,7 @@ def test_every_example_is_tested_and_listed():
         "hugging_face",
         "tfds_source",
         "text",
+        "stream",
         *FITTED,
         *LOOPS,
     }
@@ -113,6 +114,12 @@ def test_text_is_learnt_and_the_harder_sentences_have_higher_priorities(capsys):
     assert result["accuracy"] > 0.9
     assert result["ratio"] > 1.5
     assert "times the priority" in capsys.readouterr().out
+
+
+def test_a_stream_is_learnt_where_it_is_hard(capsys):
+    accuracy = main_of("stream")(steps=300)
+    assert accuracy["presampled"] > accuracy["uniform"]
+    assert "300 batches of 32 drawn, 28800 samples scored" in capsys.readouterr().out
 
 
 # --- scripts that mark what was added ---
