@@ -10,15 +10,32 @@ This package knows NumPy and numba, not TensorFlow; :mod:`pipeline` joins it to 
 :mod:`sampler.samplers` first.
 """
 
-from sampler.samplers import DivergedError, Draw, ImportanceSampler, UniformSampler
+from sampler.samplers import (
+    ClassBalancedSampler,
+    DivergedError,
+    Draw,
+    ImportanceSampler,
+    PruningSampler,
+    RankedSampler,
+    ReducibleSampler,
+    SelectiveSampler,
+    UniformSampler,
+    class_balanced_weights,
+)
 from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 
 __all__ = [
+    "ClassBalancedSampler",
     "DivergedError",
     "Draw",
     "ImportanceSampler",
     "PriorityStore",
     "ProportionalStore",
+    "PruningSampler",
+    "RankedSampler",
     "RankedStore",
+    "ReducibleSampler",
+    "SelectiveSampler",
     "UniformSampler",
+    "class_balanced_weights",
 ]

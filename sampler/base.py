@@ -53,6 +53,7 @@ class Sampler:
     uses_feedback = True  # whether draws depend on what ``update`` is told
     seconds = 0.0  # spent in draws and updates so far, waiting left out
     fully_corrected = True  # whether every weight is 1/(N p)
+    epochs_vary = False  # whether an epoch is what ``ends_epoch`` says, or always N samples rounded up to batches
     _scored = False  # whether scores take the place of losses
 
     def __init__(

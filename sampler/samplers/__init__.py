@@ -11,12 +11,29 @@ Every sampler has the same methods, so that choosing is a swap of a name. The tw
 ``update``; ``probabilities``, ``priorities`` and ``summary`` look inside; ``state_dict`` and ``load_state_dict``
 carry everything over a restart, the random generator and the draws in flight included.
 
-The batch loss is (1/B) Σ w ℓ with the ``weight`` of the draw. Its expectation is the mean loss over all N samples.
+The batch loss is (1/B) Σ w ℓ with the ``weight`` of the draw. Its expectation is the mean loss over all N samples;
+where a sampler is biased on purpose, its docstring says so and its ``fully_corrected`` is False.
 """
 
 from sampler.base import DivergedError
 from sampler.ledger import Draw
+from sampler.samplers.balanced import ClassBalancedSampler, class_balanced_weights
 from sampler.samplers.importance import ImportanceSampler
+from sampler.samplers.pruning import PruningSampler
+from sampler.samplers.ranked import RankedSampler
+from sampler.samplers.reducible import ReducibleSampler
+from sampler.samplers.selective import SelectiveSampler
 from sampler.samplers.uniform import UniformSampler
 
-__all__ = ["DivergedError", "Draw", "ImportanceSampler", "UniformSampler"]
+__all__ = [
+    "ClassBalancedSampler",
+    "DivergedError",
+    "Draw",
+    "ImportanceSampler",
+    "PruningSampler",
+    "RankedSampler",
+    "ReducibleSampler",
+    "SelectiveSampler",
+    "UniformSampler",
+    "class_balanced_weights",
+]

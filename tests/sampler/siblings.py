@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from sampler import ImportanceSampler, ProportionalStore, UniformSampler, priorities, weights
+from sampler import (
+    ClassBalancedSampler,
+    ImportanceSampler,
+    ProportionalStore,
+    PruningSampler,
+    RankedSampler,
+    ReducibleSampler,
+    SelectiveSampler,
+    UniformSampler,
+    priorities,
+    weights,
+)
 
 SIBLINGS = {
     "as it comes": lambda n, **options: ImportanceSampler(n, **options),
@@ -32,9 +43,19 @@ SIBLINGS = {
     ),
     "uniform": lambda n, **options: UniformSampler(n, **options),
     "uniform under a lag": lambda n, **options: UniformSampler(n, feedback_lag=3, feedback_timeout=0.2, **options),
+    "ranked": lambda n, **options: RankedSampler(n, alpha=0.5, **options),
+    "reducible": lambda n, **options: ReducibleSampler(n, reference=np.arange(n) % 3, **options),
+    "class-balanced": lambda n, **options: ClassBalancedSampler(n, labels=np.arange(n) % 7 // 3, **options),
+    "pruning": lambda n, **options: PruningSampler(n, epochs=20, **options),
+    "pruning under a lag": lambda n, **options: PruningSampler(
+        n, finish=0.0, feedback_lag=2, feedback_timeout=0.2, **options
+    ),
+    "selective": lambda n, **options: SelectiveSampler(n, selectivity=2.0, **options),
 }
 HAS_PASSES = [
-    name for name in SIBLINGS if name not in ("stratified, no floor, no first pass", "known losses, ascending")
+    name
+    for name in SIBLINGS
+    if name not in ("stratified, no floor, no first pass", "known losses, ascending", "class-balanced")
 ]
 
 

@@ -17,13 +17,15 @@ B = 4
 
 
 def rows_of(sampler, rows, count=B, seconds=0.0):
-    """The draws of one call, as (step, index, weight, probability) of each."""
+    """The draws of one call, as (step, index, weight, probability) of each; of several where an epoch ends in them."""
     index, step = np.full((2, rows, count), -1)
     weight, probability = np.full((2, rows, count), -1.0, np.float32)
     filled = sampler.poll_rows(index, weight, probability, step, seconds=seconds)
     for column in (index, weight, probability, step):
         assert (column[filled:] == -1).all()
-    return list(zip(step[:filled], index[:filled], weight[:filled], probability[:filled], strict=True))
+    made = list(zip(step[:filled], index[:filled], weight[:filled], probability[:filled], strict=True))
+    over = sampler.epochs_vary and 0 < filled < rows and sampler.ends_epoch(made[-1][0][0])
+    return made + rows_of(sampler, rows - filled, count) if over else made
 
 
 def one_by_one(sampler, rows, count=B):
