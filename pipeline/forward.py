@@ -28,7 +28,7 @@ class Forward:
     """The compiled pass.
 
     Args:
-        model: any Keras model of one output; it is built where that was not done yet.
+        model: any Keras model of one output; it is built where that was not done yet, if its inputs are dense.
         spec: the structure ``(x, y)`` or ``(x, y, ...)`` of ``tf.TypeSpec``, with a first axis of any size.
         loss: as for ``loss_of``.
         scored: whether the norm of each loss's gradient at the last layer's pre-activations is wanted, for the price of

@@ -13,6 +13,7 @@ pass over a batch for every ten steps, some 3 % more work, as a step is worth ab
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -137,7 +138,7 @@ class RefreshStalest(keras.callbacks.Callback):
     comes out the same bit for bit let nothing be drawn ahead: ``importance_dataset(..., prefetch=0)``.
 
     ``scored`` is the number of samples scored so far. Raises ``ValueError`` where the source is not of the sampler's
-    size, and what ``Scorer`` raises.
+    size, and, when ``fit`` begins, what ``Scorer`` raises.
     """
 
     def __init__(
@@ -163,15 +164,25 @@ class RefreshStalest(keras.callbacks.Callback):
         self._start = epoch if start is None else checks.whole("start", start, least=0)
         if score is not None and score not in SCORES:
             raise ValueError(f"score must be one of {', '.join(map(repr, SCORES))} or None, got {score!r}")
-        scored = score is not None or bool(getattr(sampler, "_scored", False))
-        self._scorer = Scorer(model, source, loss, map_fn=map_fn, scored=scored, at=at)
-        if len(self._scorer) != len(sampler):
+        self._source = as_source(source)
+        if len(self._source) != len(sampler):
             raise ValueError(
-                f"the source has {len(self._scorer)} elements, the sampler {len(sampler)} samples; they must be the "
+                f"the source has {len(self._source)} elements, the sampler {len(sampler)} samples; they must be the "
                 "same, in the same order"
             )
+        self._asked = score is not None
+        self._make_scorer = functools.partial(Scorer, model, self._source, loss, map_fn=map_fn, at=at)
         self._steps, self._batches = 0, 0  # done in all
         self._last = -1  # the number of the last step of this epoch
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        return self._make_scorer(scored=self._asked or bool(getattr(self.sampler, "_scored", False)))
+
+    def set_model(self, model: keras.Model) -> None:
+        """Compile the forward pass, before the training begins; by now the sampler knows its priority."""
+        super().set_model(model)
+        self._scorer  # noqa: B018  # made here
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begin to count the steps of an epoch."""
