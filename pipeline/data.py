@@ -11,8 +11,10 @@
 |-------------------|------------|
 | `digits`          | 1,797 handwritten digits of scikit-learn, 8x8; 1,347 to train, 450 to test |
 | `digits-longtail` | the same test images; to train on 100 * 50^(-k/9) of class k: 100 zeros, 2 nines |
-| `checker`         | generated, N = 50,000, two classes in 8 dimensions; 5 % of them a 4x4 checkerboard |
-| `peaks`           | generated, N = 20,000, a smooth surface over 2 dimensions with six narrow bumps |
+| `digits-noisy`    | the digits, of those to train on 20 % with a wrong label |
+| `digits-pixels`   | the digits as sequences of 64 pixels, (N, 64, 1), for `--model lstm` |
+| `checker`, ...    | generated, see :mod:`pipeline.generated`: also `peaks`, `heavy-rows`, `heavy-linear`, |
+|                   | `teacher`, `gaussians`, `clusters` |
 | `npz:PATH`        | your arrays `x`, `y` and, if you have them, `x_test`, `y_test` |
 | `keras:NAME`      | `mnist`, `fashion_mnist`, `cifar10`, `cifar100`, `imdb`; Keras downloads them |
 
@@ -27,28 +29,23 @@ them.
 from __future__ import annotations
 
 import difflib
+import functools
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from pipeline import generated
+from pipeline.generated import TASK_SEED, Array
 
 TEST_FRACTION = 0.2  # of an npz file without a test set
-TASK_SEED = 20_250_101  # of every split and every generated number
+WRONG_LABELS = 0.2  # of digits-noisy
 
 IMDB_WORDS = 10_000  # the most frequent words; the others are one "unknown" token
 IMDB_LENGTH = 200  # tokens a review is padded or cut to; its end is kept
-
-CHECKER_SIZES = (50_000, 20_000)  # train, test
-CHECKER_HARD = 0.05  # the share of samples that lie on the checkerboard
-PEAKS_SIZES = (20_000, 10_000)
-PEAKS_VOLUME = 0.02  # the share of the square that six bumps cover
-PEAKS_CENTRES = ((-0.6, -0.55), (0.1, -0.7), (0.65, -0.3), (-0.35, 0.2), (0.3, 0.35), (-0.7, 0.7))
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,7 @@ def load_data(name: str) -> Data:
     """The data set called ``name``; see the table at the top of this file.
 
     Args:
-        name: ``digits``, ``digits-longtail``, ``checker``, ``peaks``, ``npz:PATH`` or
-            ``keras:NAME``.
+        name: one of the table's names, ``npz:PATH`` or ``keras:NAME``.
 
     Raises ``ValueError`` for an unknown name or unusable contents, ``FileNotFoundError`` for a
     missing file, ``ConnectionError`` where a download fails.
@@ -120,6 +116,22 @@ def digits_longtail() -> Data:
     return Data("digits-longtail", data.x[keep], data.y[keep], data.x_test, data.y_test, 10)
 
 
+def digits_noisy() -> Data:
+    """The digits with wrong labels: a fifth of those to train on have one of the nine others. The test has none."""
+    data, generator = digits(), np.random.default_rng(TASK_SEED)
+    wrong = generator.permutation(len(data))[: round(WRONG_LABELS * len(data))]
+    labels = data.y.copy()
+    labels[wrong] = (labels[wrong] + generator.integers(1, 10, wrong.size)) % 10
+    return replace(data, name="digits-noisy", y=labels)
+
+
+def digits_pixels() -> Data:
+    """The digits pixel by pixel, row after row: (N, 64, 1) sequences."""
+    data = digits()
+    x, x_test = (images.reshape(len(images), 64, 1) for images in (data.x, data.x_test))
+    return replace(data, name="digits-pixels", x=x, x_test=x_test)
+
+
 def _load_digits() -> tuple[Array, Array]:
     try:
         from sklearn.datasets import load_digits
@@ -143,50 +155,9 @@ def _split(name: str, x: Array, y: Array, test: npt.NDArray[np.bool_], num_class
     return Data(name, x[~test], y[~test], x[test], y[test], num_classes)
 
 
-# --- generated ------------------------------------------------------------------------------------
-
-
-def checker() -> Data:
-    """Two classes in 8 dimensions: 95 % trivially apart, 5 % on a 4x4 checkerboard in two of them.
-
-    Dimension 2 tells the class of an easy sample (-4 or 4) and is near 0 for a hard one, whose
-    class is the colour of its field in dimensions 0 and 1, [-2, 2]^2. The others are noise. No
-    label is wrong, so the loss can go to zero; but 2,500 samples hold all that is left to learn
-    once the easy ones are known.
-    """
-    x, y = _checker(CHECKER_SIZES[0], np.random.default_rng(TASK_SEED))
-    x_test, y_test = _checker(CHECKER_SIZES[1], np.random.default_rng(TASK_SEED + 1))
-    return Data("checker", x, y, x_test, y_test, 2)
-
-
-def _checker(n: int, generator: np.random.Generator) -> tuple[Array, Array]:
-    square = generator.uniform(0.0, 4.0, (n, 2))
-    colour = np.floor(square).astype(np.int64).sum(axis=1) % 2
-    hard = generator.random(n) < CHECKER_HARD
-    y = np.where(hard, colour, generator.integers(0, 2, n))
-    x = generator.normal(0.0, 0.6, (n, 8))
-    x[:, :2] = square - 2.0
-    x[:, 2] = np.where(hard, generator.normal(0.0, 0.1, n), 4.0 * (2 * y - 1) + generator.normal(0.0, 0.5, n))
-    return x.astype(np.float32), y
-
-
-def peaks() -> Data:
-    """A smooth surface over [-3, 3]^2, six bumps of height 3 and -3 in 2 % of its area; no noise."""
-    x, y = _peaks(PEAKS_SIZES[0], np.random.default_rng(TASK_SEED))
-    x_test, y_test = _peaks(PEAKS_SIZES[1], np.random.default_rng(TASK_SEED + 1))
-    return Data("peaks", x, y, x_test, y_test, None)
-
-
-def _peaks(n: int, generator: np.random.Generator) -> tuple[Array, Array]:
-    centres = np.array(PEAKS_CENTRES)
-    # Six discs of radius 1.5 standard deviations cover the volume asked for; the square's area is 4.
-    deviation = np.sqrt(4 * PEAKS_VOLUME / (len(centres) * np.pi)) / 1.5
-    point = generator.uniform(-1.0, 1.0, (n, 2))
-    squared = ((point[:, None, :] - centres) ** 2).sum(axis=2)
-    heights = 3.0 * (-1.0) ** np.arange(len(centres))
-    smooth = 0.5 * np.sin(2 * point[:, 0]) + 0.5 * np.cos(3 * point[:, 1])
-    y = smooth + np.exp(-squared / (2 * deviation**2)) @ heights
-    return (3.0 * point).astype(np.float32), y[:, None].astype(np.float32)
+def _generated(name: str) -> Data:
+    task = generated.TASKS[name]
+    return Data(name, *task.make(), task.num_classes)
 
 
 # --- a file of your own ---------------------------------------------------------------------------
@@ -362,7 +333,8 @@ KERAS = {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "imdb
 NAMED: dict[str, Callable[[], Data]] = {
     "digits": digits,
     "digits-longtail": digits_longtail,
-    "checker": checker,
-    "peaks": peaks,
+    "digits-noisy": digits_noisy,
+    "digits-pixels": digits_pixels,
+    **{name: functools.partial(_generated, name) for name in generated.TASKS},
 }
 PREFIXED: dict[str, Callable[[str], Data]] = {"npz": npz_data, "keras": keras_data}

@@ -12,6 +12,8 @@
 | `auto`            | `cnn` for images, (N, H, W, C); `mlp` for everything else |
 | `mlp`             | two layers of 64 with ReLU, on flattened inputs or the mean of tokens' embeddings |
 | `cnn`             | two 3x3 convolutions (32, 64), each halved by max pooling, then a layer of 64 |
+| `lstm`            | an LSTM of 32 over sequences, (N, T) or (N, T, C) |
+| `linear`          | a single layer on flattened inputs, no activation |
 | `module:function` | your own function; it is called with the ``Data`` and returns a Keras model |
 
 Every model ends in plain numbers, (B, K) logits for K classes or (B, D) quantities, without
@@ -37,13 +39,14 @@ from pipeline.data import Data, unknown
 
 WIDTH = 64
 EMBEDDING = 32
+MEMORY = 32  # units of the LSTM
 
 
 def build_model(name: str, data: Data) -> keras.Model:
     """The model called ``name`` for the shape of ``data``, built and uncompiled.
 
     Args:
-        name: ``auto``, ``mlp``, ``cnn`` or ``module:function``.
+        name: ``auto``, ``mlp``, ``cnn``, ``lstm``, ``linear`` or ``module:function``.
         data: the task; its shapes and number of classes decide the first and the last layer.
 
     Raises ``ValueError`` for an unknown name, for a model that does not fit the data's shape, and
@@ -100,6 +103,31 @@ def cnn(data: Data) -> keras.Model:
     return _sequence("cnn", data, [*channel, *blocks, *dense])
 
 
+def lstm(data: Data) -> keras.Model:
+    """An LSTM over (N, T, C) or (N, T) sequences, or over rows of tokens."""
+    shape = data.x.shape[1:]
+    if data.x.dtype.kind in "iu":
+        embedding = keras.layers.Embedding(_vocabulary(data), EMBEDDING, mask_zero=True)
+        return _sequence("lstm", data, [embedding, keras.layers.LSTM(MEMORY)])
+    if len(shape) not in (1, 2):
+        raise ValueError(
+            f"the model 'lstm' needs sequences, (N, T, C) or (N, T), but the inputs of {data.name!r} are "
+            f"{data.x.shape}; use the model 'auto'"
+        )
+    channel = [] if len(shape) == 2 else [keras.layers.Reshape((*shape, 1))]
+    return _sequence("lstm", data, [*channel, keras.layers.LSTM(MEMORY)])
+
+
+def linear(data: Data) -> keras.Model:
+    """One layer, whose outputs are linear in the inputs."""
+    if data.x.dtype.kind in "iu":
+        raise ValueError(
+            f"the model 'linear' needs quantities, but the inputs of {data.name!r} are {data.x.dtype}; "
+            "use the model 'mlp', or give them as float32"
+        )
+    return _sequence("linear", data, [keras.layers.Flatten()])
+
+
 def _convolution(filters: int) -> list[keras.layers.Layer]:
     # padding="same" in both, so that images of a single pixel pass as well.
     return [
@@ -110,22 +138,27 @@ def _convolution(filters: int) -> list[keras.layers.Layer]:
 
 def _embedding(data: Data) -> list[keras.layers.Layer]:
     """Rows of tokens (N, T) to the mean of their embeddings (N, 32); padding, 0, does not count."""
-    low = int(min(data.x.min(), data.x_test.min()))
-    high = int(max(data.x.max(), data.x_test.max()))
-    if data.x.ndim != 2 or low < 0:
-        raise ValueError(
-            f"integer inputs are rows of tokens, (N, T) and at least 0, but those of {data.name!r} "
-            f"have the shape {data.x.shape} and begin at {low}; give other numbers as float32"
-        )
+    vocabulary = _vocabulary(data)
     if not (data.x.any(axis=1).all() and data.x_test.any(axis=1).all()):
         raise ValueError(
             f"{data.name!r} has rows of padding (0) alone, of which there is no mean embedding; "
             "drop them, or begin every row with a token"
         )
     return [
-        keras.layers.Embedding(high + 1, EMBEDDING, mask_zero=True),
+        keras.layers.Embedding(vocabulary, EMBEDDING, mask_zero=True),
         keras.layers.GlobalAveragePooling1D(),
     ]
+
+
+def _vocabulary(data: Data) -> int:
+    """How many tokens there are, padding among them."""
+    low = int(min(data.x.min(), data.x_test.min()))
+    if data.x.ndim != 2 or low < 0:
+        raise ValueError(
+            f"integer inputs are rows of tokens, (N, T) and at least 0, but those of {data.name!r} "
+            f"have the shape {data.x.shape} and begin at {low}; give other numbers as float32"
+        )
+    return int(max(data.x.max(), data.x_test.max())) + 1
 
 
 def _sequence(name: str, data: Data, layers: list[keras.layers.Layer]) -> keras.Model:
@@ -133,7 +166,13 @@ def _sequence(name: str, data: Data, layers: list[keras.layers.Layer]) -> keras.
     return keras.Sequential([first, *layers, keras.layers.Dense(outputs(data))], name=name)
 
 
-NAMED: dict[str, Callable[[Data], keras.Model]] = {"auto": auto, "mlp": mlp, "cnn": cnn}
+NAMED: dict[str, Callable[[Data], keras.Model]] = {
+    "auto": auto,
+    "mlp": mlp,
+    "cnn": cnn,
+    "lstm": lstm,
+    "linear": linear,
+}
 
 
 # --- the user's own -------------------------------------------------------------------------------

@@ -37,6 +37,11 @@ VECTORS, IMAGES, GREY, TOKENS = task((8,)), task((8, 8, 3)), task((6, 6)), task(
         ("cnn", task((1, 1, 1)), "cnn"),
         ("mlp", task((2,), columns=1), "mlp"),
         ("cnn", task((8, 8, 1), columns=4), "cnn"),
+        ("lstm", task((6, 2)), "lstm"),
+        ("lstm", VECTORS, "lstm"),
+        ("lstm", TOKENS, "lstm"),
+        ("linear", IMAGES, "linear"),
+        ("linear", task((2,), columns=1), "linear"),
     ],
 )
 def test_a_model_fits_its_data(name, data, built):
@@ -52,6 +57,13 @@ def test_the_architecture_is_the_documented_one():
     assert [layer.activation.__name__ for layer in dense] == ["relu", "relu", "linear"]
     convolutions = [layer for layer in build_model("cnn", IMAGES).layers if isinstance(layer, keras.layers.Conv2D)]
     assert [(layer.filters, layer.kernel_size) for layer in convolutions] == [(32, (3, 3)), (64, (3, 3))]
+
+
+def test_the_linear_model_is_linear():
+    model = build_model("linear", task((2,), columns=1))
+    x = np.float32([[1.0, 2.0], [-3.0, 5.0]])
+    (kernel, bias) = model.get_weights()
+    np.testing.assert_allclose(model(x), x @ kernel + bias, rtol=1e-6)
 
 
 def test_first_weights_follow_the_seed():
@@ -83,13 +95,15 @@ def test_tokens_are_averaged_without_their_padding():
             r"needs images, \(N, H, W, C\), but the inputs of 'made up' are \(7, 8\) float32; use",
         ),
         ("cnn", TOKENS, "needs images"),
+        ("lstm", IMAGES, r"needs sequences, \(N, T, C\) or \(N, T\), but the inputs of 'made up' are \(7, 8, 8, 3\)"),
+        ("linear", TOKENS, "needs quantities, but the inputs of 'made up' are int32"),
         ("mlp", task((5, 2), dtype=np.int32), "integer inputs are rows of tokens"),
         ("mlp", Data("x", -TOKENS.x, TOKENS.y, TOKENS.x_test, TOKENS.y_test, 3), "at least 0"),
         ("mlp", Data("x", TOKENS.x, TOKENS.y, 0 * TOKENS.x_test, TOKENS.y_test, 3), "rows of padding"),
         (
             "cnnn",
             IMAGES,
-            "unknown model 'cnnn'. Did you mean 'cnn'[?] There are: auto, mlp, cnn, module:function",
+            "unknown model 'cnnn'. Did you mean 'cnn'[?] There are: auto, mlp, cnn, lstm, linear, module:function",
         ),
     ],
 )
