@@ -60,7 +60,7 @@ class PartialPasses(Sampler):
     def ends_epoch(self, step: int) -> bool:
         """Whether the draw of ``step``, one of the recent or in flight, took the last sample of a pass."""
         with self._lock:
-            return bool((self._ends == step).any())
+            return step >= 0 and bool((self._ends == step).any())
 
     def poll_rows(self, index: Int64s, weight: Float32s, probability: Float32s, step: Int64s, *, seconds: float) -> int:
         """As that of every sampler, but no further than to the end of an epoch."""
