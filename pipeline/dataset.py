@@ -13,7 +13,8 @@ Elements are ``(x, y, sampling)``, or ``(x, sampling)`` where the data are input
     step         (B,) int64     the draw's step, B times, so that replicas can split it
     sample_weight (B,) ...      the third component of the data, where there is one
 
-The cardinality is one epoch, ceil(N / B) batches of exactly B; every epoch goes on where the last one stopped.
+The cardinality is one epoch, ceil(N / B) batches of exactly B; every epoch goes on where the last one stopped. Where
+the sampler leaves samples out, an epoch ends with its pass, and the cardinality is unknown (:mod:`pipeline.epochs`).
 
 One call into Python draws as many batches as may be ahead of training, and gathers their samples where TensorFlow
 cannot read the memory of the data in place; elsewhere the graph gathers. Where a ``feedback_lag`` makes the draw wait,
@@ -26,15 +27,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from pipeline.iterations import iterations_begun as iterations_begun
+from pipeline.iterations import iterations_over
 from pipeline.memory import Array, aligned, weakly
 from pipeline.sources import Source, as_source
 from pipeline.worker import inside
@@ -252,48 +253,11 @@ def _epoch(feeder: _Feeder) -> tf.data.Dataset:
     options.experimental_optimization.inject_prefetch = False
     options.experimental_optimization.map_parallelization = False
     options.experimental_optimization.filter_parallelization = False
-    train = epoch.apply(tf.data.experimental.assert_cardinality(feeder.steps)).with_options(options)
+    if not feeder.varies:
+        epoch = epoch.apply(tf.data.experimental.assert_cardinality(feeder.steps))
+    train = epoch.with_options(options)
     train.feeder = feeder  # which the functions in the graph do not keep alive
     return train
-
-
-class _Iterations:
-    """What is known of the iterations over one sampler's draws; the current one is the one that began last."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.current = 0
-        self.complete = False  # whether the consumer took the last batch of the current iteration,
-        self.ended = False  # and whether it asked on after that
-        self.updates = 0  # the sampler's count when the iteration began
-        self.warned = False
-
-    def begin(self, updates: int) -> int:
-        """A new iteration; returns its number, from 1 on."""
-        self.current += 1
-        self.complete, self.ended, self.updates = False, False, updates
-        return self.current
-
-    def broken_off(self, updates: int) -> bool:
-        """Whether the consumer left before it was done: before the last batch, or with it in its hands.
-
-        Keras takes the last batch and does not ask on. Where no loss ever came back nobody trains, and that is taken
-        for the end.
-        """
-        return self.current > 0 and not self.ended and (not self.complete or updates > 0)
-
-    def without_feedback(self, updates: int) -> bool:
-        """Whether the consumer took all batches and no loss came back."""
-        return self.complete and updates == self.updates
-
-
-_ITERATIONS: weakref.WeakKeyDictionary[Any, _Iterations] = weakref.WeakKeyDictionary()  # by sampler
-
-
-def iterations_begun(sampler: Any) -> int | None:
-    """How many iterations over the draws of ``sampler`` have begun; None where no dataset was ever wrapped with it."""
-    iterations = _ITERATIONS.get(sampler)
-    return None if iterations is None else iterations.current
 
 
 class _Feeder:
@@ -305,11 +269,12 @@ class _Feeder:
         self.source = source
         self.sampler = sampler
         self.batch_size = batch_size
-        self.steps = steps
+        self.steps = steps  # of an epoch; at most, where they vary
+        self.varies = bool(getattr(sampler, "epochs_vary", False))
         self.plan = plan
         self.each = each
         self.lagging = sampler.feedback_lag is not None
-        self.iterations = _ITERATIONS.setdefault(sampler, _Iterations())
+        self.iterations = iterations_over(sampler)
 
     # --- in the graph ---
 
@@ -321,6 +286,8 @@ class _Feeder:
         """The elements of an epoch, some of them ahead; under a lag each with its place beside it."""
         plan = self.plan
         calls = tf.data.Dataset.counter().scan(tf.constant(0, tf.int64), lambda place, _: self.call(iteration, place))
+        if self.varies:
+            calls = calls.take_while(lambda *call: self.goes_on(iteration, call))
         if plan.together and self.each is None:
             return _slices(_buffer(calls, plan.buffered)).take(self.steps)
         drawn = _slices(calls).take(self.steps)
@@ -345,6 +312,14 @@ class _Feeder:
         count = tf.shape(wholes, tf.int64)[1]
         batches = (tuple(called[2:]), sampling, place + tf.range(count))
         return place + count, self.pack(*batches) if self.plan.together else batches
+
+    def goes_on(self, iteration: tf.Tensor, call: Any) -> tf.Tensor:
+        """Whether more may follow a call: one that gave nothing may have waited, or come after the last batch."""
+
+        def ask() -> tf.Tensor:
+            return tf.ensure_shape(tf.numpy_function(_called(self.is_open), [iteration], tf.bool), ())
+
+        return tf.cond(tf.shape(tf.nest.flatten(call)[-1])[0] > 0, lambda: tf.constant(True), ask)
 
     def pack(self, data: Any, sampling: dict[str, tf.Tensor], place: tf.Tensor) -> Any:
         """What the batch looks like outside, if it need not be taken apart again."""
@@ -404,13 +379,17 @@ class _Feeder:
 
         (2, m, B) each: TensorFlow takes some 6 µs over every array.
         """
-        shape = (2, min(self.plan.at_once, self.steps - place), self.batch_size)
+        length = self.iterations.lengths.get(iteration, self.steps)
+        shape = (2, min(self.plan.at_once, length - place), self.batch_size)
         wholes, reals = aligned(shape, np.int64), aligned(shape, np.float32)
         with self.iterations.lock:  # an iteration that has been replaced must not take a draw of the new one
             self._check_current(iteration)
             count = self.sampler.poll_rows(wholes[0], *reals, wholes[1], seconds=PATIENCE)
-            if place + count == self.steps and iteration == self.iterations.current:
-                self.iterations.complete = not self.lagging and self.steps > self.plan.ahead
+            if self.varies and count and self.sampler.ends_epoch(int(wholes[1, count - 1, 0])):
+                length = place + count
+                self.iterations.is_drawn(int(iteration), length)
+            if place + count == length and iteration == self.iterations.current:
+                self.iterations.complete = not self.lagging and length > self.plan.ahead
         return [wholes[:, :count], reals[:, :count], *self._take(wholes[0, :count])]
 
     def _take(self, index: Array) -> list[Array]:
@@ -422,11 +401,16 @@ class _Feeder:
             return [part[None] for part in taken]
         return [part.reshape(*index.shape, *part.shape[1:]) for part in taken]
 
+    def is_open(self, iteration: int) -> np.bool_:
+        """Whether the last batch of an epoch that varies is still to be drawn."""
+        with self.iterations.lock:
+            return np.bool_(iteration not in self.iterations.lengths)
+
     def left(self, iteration: int, place: int) -> np.bool_:
         """The consumer takes a batch."""
         with self.iterations.lock:
             self._check_current(iteration)
-            if place == self.steps - 1:
+            if place == self.iterations.lengths.get(iteration, self.steps) - 1:
                 self.iterations.complete = True
         return np.True_
 
