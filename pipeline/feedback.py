@@ -48,6 +48,8 @@ HOOKS = (
     "train_on_batch",
 )
 SCORES = ("gradient_norm",)
+TOGETHER = 8  # steps whose losses are read in one look, where draws do not wait for them
+SHARE = 10  # and at most such a part of an epoch, as many as are drawn ahead
 
 
 class LossFeedback(keras.callbacks.Callback):
@@ -115,6 +117,8 @@ class LossFeedback(keras.callbacks.Callback):
         self._own = threading.local()  # the step that is being traced or run; each replica has a thread
         self._ring: Ring | None = None
         self._checked = False  # whether a first step is over
+        self._ended = 0  # calls of ``on_train_batch_end`` in this fit
+        self._together = 1  # of them there is one look at the ring in so many
         self._begun: int | None = None  # iterations over the sampler's draws, before this fit
         self._evaluating = 0  # how deep in ``evaluate``
         self._figures = Figures(sampler)
@@ -150,8 +154,10 @@ class LossFeedback(keras.callbacks.Callback):
         self._figures.begin()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Hand over the losses of the steps just done."""
-        self._drain()
+        """Hand over the losses of the steps just done, several at a time; those of the first step at once."""
+        if self._ended % self._together == 0:
+            self._drain()
+        self._ended += 1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Hand over what an interrupted group of steps left."""
@@ -182,6 +188,7 @@ class LossFeedback(keras.callbacks.Callback):
         if self._ring is not None:
             self._ring.forget()
         self._checked = False
+        self._ended = 0
         hooks: dict[str, Callable[..., Any]] = {
             "train_step": self._train_step,
             "compute_loss": self._compute_loss,
@@ -377,12 +384,26 @@ class LossFeedback(keras.callbacks.Callback):
         if step.score is not None:
             columns["score"] = step.score
         replicas = tf.distribute.get_replica_context()
-        kind = (max(self._fitted.steps_per_execution, 1), tuple(columns), batch * replicas.num_replicas_in_sync)
+        whole = batch * replicas.num_replicas_in_sync
+        execution = max(self._fitted.steps_per_execution, 1)
+        self._together = self._executions_together(execution, whole)
+        kind = (execution * self._together, tuple(columns), whole)
         if self._ring is None or self._ring.kind != kind:
             if self._ring is not None and tf.executing_eagerly():
                 self._drain()  # batches of another size came before
             self._ring = replicas.merge_call(self._new_ring, args=kind)
         self._ring.write(columns, step.sampling["index"], step.sampling["step"])
+
+    def _executions_together(self, execution: int, batch: int) -> int:
+        """After how many executions, of so many steps each, the ring is looked at.
+
+        A look takes as long as what is done with what it shows, so one for several steps halves the cost. Losses that
+        come some steps later cost nothing: the draws of those steps are made already. Under a lag draws wait for them.
+        """
+        if self.sampler.feedback_lag is not None:
+            return 1
+        epoch = len(self.sampler) // batch
+        return max(min(TOGETHER, epoch // SHARE) // execution, 1)
 
     def _new_ring(self, _: tf.distribute.Strategy, rows: int, columns: tuple[str, ...], batch: int) -> Ring:
         with tf.init_scope():

@@ -38,8 +38,8 @@ class RecordingSampler(ImportanceSampler):
     def poll_rows(self, *rows: Any, seconds: float) -> int:
         return Sampler.poll_rows(self, *rows, seconds=seconds)  # by ``poll``
 
-    def update(self, index: Any, losses: Any, step: Any = None, score: Any = None) -> None:
-        super().update(index, losses, step=step, score=score)
+    def update(self, index: Any, losses: Any, step: Any = None, **more: Any) -> None:
+        super().update(index, losses, step=step, **more)
         self.updates.append((np.array(index), np.array(losses), np.array(step)))
 
 
