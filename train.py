@@ -5,8 +5,12 @@
     python train.py --dataset npz:mine.npz --model my_models:small --output runs/mine
     python train.py --epochs 50 --print-config > long.yaml; python train.py --config long.yaml
 
+    python train.py --dataset checker --compare uniform,importance,pruning --seeds 5 --budget 120s
+
 It writes ``summary.json`` (the result), ``history.csv`` (a row an epoch) and ``config.yaml`` (all
-options, for ``--config``) into the output folder; with ``--evaluate-every``, ``curve.csv`` as well.
+options, for ``--config``) into the output folder; with ``--evaluate-every``, ``curve.csv`` as well. A
+comparison writes ``comparison.csv`` (a row a run), ``curves.csv``, ``comparison.json``,
+``comparison.png`` and ``config.yaml``.
 
 From Python::
 
@@ -14,111 +18,47 @@ From Python::
 
     outcome = run(Config(sampling="importance", dataset="checker", epochs=4))
 
-Options live here, the loop in :mod:`pipeline.training`. TensorFlow takes seconds to import, so it is
-imported after the options are known to be right. Exit status: 0 done, 2 a mistake in the options,
+Options live in ``train_options``, the samplings in ``train_samplings``, the loop in
+:mod:`pipeline.training`, what a comparison says in :mod:`pipeline.comparing`. TensorFlow takes seconds
+to import, so it is imported after the options are known to be right. Exit status: 0 done, 2 a mistake in the options,
 130 interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
-import math
+import functools
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import tyro
-import yaml
+from train_options import KEYS as KEYS
+from train_options import PROGRAM, Budget, check, methods_of
+from train_options import Config as Config
+from train_options import OptionError as OptionError
+from train_options import parse as parse
+from train_options import to_yaml as to_yaml
+from train_samplings import Task, make_sampler
 
 if TYPE_CHECKING:
-    import keras
+    from pathlib import Path
 
+    import keras
+    import numpy as np
+    import numpy.typing as npt
+
+    from pipeline.comparing import Comparison
     from pipeline.data import Data
     from pipeline.training import Outcome
 
-PROGRAM = "train.py"
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit status
-
-
-@dataclass(frozen=True)
-class Config:
-    """Train a Keras model on batches drawn by loss, or uniformly.
-
-    Options given here go before those of a --config file, and those before the defaults.
-    """
-
-    sampling: Literal["uniform", "importance"] = "importance"
-    """How batches are drawn: in reshuffled passes, or by loss with importance weights."""
-    dataset: str = "digits"
-    """digits, digits-longtail, checker, peaks, npz:PATH or keras:NAME.
-    PATH holds the arrays x, y and perhaps x_test, y_test.
-    NAME is mnist, fashion_mnist, cifar10, cifar100 or imdb."""
-    model: str = "auto"
-    """auto (cnn for images, else mlp), mlp, cnn or module:function.
-    A function of your own gets the data and returns a Keras model."""
-    epochs: int = 20
-    """Length of the training; an epoch is as many batches as cover the data set once."""
-    batch_size: int = 32
-    """Samples a batch."""
-    learning_rate: float = 0.003
-    """Adam's highest learning rate."""
-    decay: Literal["cosine", "none"] = "cosine"
-    """What becomes of the learning rate: down to 0 at the end of the training, or constant."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate first rises from 0."""
-    seed: int = 0
-    """Fixes the first weights and all draws. The data are the same for every seed."""
-    priority: Literal["loss", "sqrt", "bounded", "clipped"] = "loss"
-    """Priority of a sample with loss l: l, sqrt(l) for squared errors, 1-exp(-l) for cross-entropy,
-    or l up to the 95 % quantile of the recent losses, for labels that may be wrong.
-    Used by importance alone, as are the four that follow."""
-    uniform_fraction: float = 0.3
-    """Share of the draws that is uniform: 0 by priority alone, 1 uniformly.
-    No weight exceeds its inverse."""
-    smoothing: float = 0.5
-    """Share of its old priority that a sample keeps at a new loss: 0 none, near 1 almost all."""
-    beta: float = 1.0
-    """Exponent of the importance weights: 1 corrects for the draws fully, 0 not at all (biased)."""
-    scheme: Literal["systematic", "multinomial", "stratified", "without_replacement"] = "systematic"
-    """How a batch is drawn from the probabilities."""
-    feedback_lag: int | None = 4
-    """A draw uses exactly the losses of the steps up to so many before it, so that a seed fixes all.
-    None: the losses that have arrived, which depends on timing."""
-    evaluate_every: int | None = None
-    """Steps between evaluations on the test set, for curve.csv.
-    None: at the end of each epoch, for history.csv, alone."""
-    output: Path | None = None
-    """Folder for the results. None: runs/DATASET-SAMPLING-SEED."""
-    config: Path | None = None
-    """A yaml file of options, as --print-config prints it and every run writes it."""
-    print_config: bool = False
-    """Print all options as yaml and stop."""
-    dry_run: bool = False
-    """Build data, sampler and model, print the plan and stop; nothing is written."""
-    quiet: bool = False
-    """Print nothing but errors."""
-
-    @property
-    def folder(self) -> Path:
-        """Where the results go."""
-        plain = re.sub(r"[^\w.-]+", "-", self.dataset).strip("-")
-        return self.output or Path("runs") / f"{plain}-{self.sampling}-{self.seed}"
-
-
-NOT_SAVED = ("config", "print_config", "dry_run", "quiet")  # what to do, not what to train
-KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name not in NOT_SAVED)
-
-
-class OptionError(ValueError):
-    """A mistake in the options, said in words; the program prints them and ends with status 2."""
+TRIAL_STEPS, TRIAL_SHARE = 300, 0.1  # the most steps, and share of a budget in seconds, that a trial takes
+CURVE_POINTS = 40  # of a comparison's runs
+WIDTH = 120  # of its table where the output is no terminal
 
 
 class TrainingError(RuntimeError):
@@ -153,14 +93,17 @@ def run(config: Config, *, callbacks: Sequence[keras.callbacks.Callback] = ()) -
     Raises ``OptionError`` for options that are wrong or do not fit the data.
     """
     check(config)
-    return prepare(config).train(callbacks)
+    return prepare(in_steps(config)).train(callbacks)
 
 
 def _execute(config: Config) -> None:
     import_tensorflow()
     from sampler import DivergedError
 
-    plan = prepare(config)
+    if config.compare is not None:
+        _execute_comparison(config)
+        return
+    plan = prepare(config if config.dry_run else in_steps(config))
     if config.dry_run or not config.quiet:
         print(plan, flush=True)
     if config.dry_run:
@@ -174,94 +117,8 @@ def _execute(config: Config) -> None:
     write_results(plan, outcome)
     if not config.quiet:
         print(f"{sentence(outcome)}; written to {config.folder}")
-
-
-# --- options --------------------------------------------------------------------------------------
-
-
-def parse(arguments: list[str]) -> Config:
-    """The options of the command line over those of its ``--config`` file, checked."""
-    file = _config_file(arguments)
-    values = [] if file is None else _file_arguments(file)
-    config = _parse(values + arguments)
-    check(config)
-    return config
-
-
-def _parse(arguments: list[str]) -> Config:
-    return tyro.cli(Config, args=arguments, prog=PROGRAM, config=(tyro.conf.FlagCreatePairsOff,))
-
-
-def _config_file(arguments: list[str]) -> Path | None:
-    """The last ``--config FILE`` or ``--config=FILE``; where FILE is missing, the parser says so."""
-    found = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        if argument.startswith("--config="):
-            found = argument.partition("=")[2]
-        elif argument == "--config" and not following.startswith("--"):
-            found = following
-    return Path(found) if found and found != "None" else None
-
-
-def _file_arguments(path: Path) -> list[str]:
-    """The options of a yaml file as arguments, to be read and checked as those of the command line."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--config {path} cannot be read: {error}{_other_yaml(path)}") from error
-    except yaml.YAMLError as error:
-        raise OptionError(f"--config {path} is not yaml: {' '.join(str(error).split())}") from error
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise OptionError(f"--config {path} must hold lines of 'option: value', got {values!r:.60}")
-    arguments = [_argument(path, str(key), value) for key, value in values.items()]
-    try:
-        _parse(arguments)
-    except SystemExit:
-        raise OptionError(f"the value above comes from --config {path}") from None
-    return arguments
-
-
-def _argument(path: Path, key: str, value: Any) -> str:
-    name = key.replace("-", "_")
-    if name not in KEYS:
-        near = difflib.get_close_matches(name, KEYS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"unknown option {key!r} in --config {path}.{hint} There are: {', '.join(KEYS)}")
-    if isinstance(value, dict | list):
-        raise OptionError(f"{key} in --config {path} must be a single value, got {value!r:.60}")
-    return f"--{name.replace('_', '-')}={value}"
-
-
-def _other_yaml(path: Path) -> str:
-    found = sorted(str(file) for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(str(path), found, n=1)
-    return f". Did you mean {near[0]}?" if near else ""
-
-
-def to_yaml(config: Config) -> str:
-    """The options as yaml that ``--config`` takes."""
-    values = {key: getattr(config, key) for key in KEYS}
-    values["output"] = None if config.output is None else str(config.output)
-    return yaml.safe_dump(values, sort_keys=False)
-
-
-def check(config: Config) -> None:
-    """Raise ``OptionError`` for values that are wrong whatever the data are."""
-    _require(config, "epochs", config.epochs >= 1, "at least 1")
-    _require(config, "batch_size", config.batch_size >= 1, "at least 1")
-    _require(config, "learning_rate", 0 < config.learning_rate < math.inf, "above 0 and finite")
-    _require(config, "warmup_steps", config.warmup_steps >= 0, "at least 0")
-    _require(config, "seed", 0 <= config.seed < 2**32, "in 0..4294967295")
-    every = config.evaluate_every
-    _require(config, "evaluate_every", every is None or every >= 1, "at least 1, or None")
-    # The samplers check what is theirs; importance's options are checked for uniform draws, too.
-    make_sampler(dataclasses.replace(config, sampling="importance"), num_samples=1)
-
-
-def _require(config: Config, name: str, holds: bool, rule: str) -> None:
-    if not holds:
-        raise OptionError(f"--{name.replace('_', '-')} must be {rule}, got {getattr(config, name)}")
+        if said := advice(plan, outcome):
+            print(said)
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -278,8 +135,9 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the whole training."""
-        return self.config.epochs * math.ceil(len(self.data) / self.config.batch_size)
+        """Of the whole training; of a trial where the budget is in seconds."""
+        budget = Budget.of(self.config)
+        return budget.steps(len(self.data), self.config.batch_size) or TRIAL_STEPS
 
     def train(self, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Outcome:
         """Train the model."""
@@ -290,65 +148,120 @@ class Plan:
             self.data,
             self.model,
             self.sampler,
-            epochs=config.epochs,
+            steps=self.steps,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             decay=config.decay,
             warmup_steps=config.warmup_steps,
+            optimizer=config.optimizer,
+            loss=config.loss,
+            refresh=config.refresh,
             evaluate_every=config.evaluate_every,
             callbacks=callbacks,
         )
 
     def __str__(self) -> str:
         config, data = self.config, self.data
+        budget = Budget.of(config)
+        if budget.unit == "seconds":
+            length = f"{budget.count:g} s of steps of {config.batch_size}"
+        else:
+            also = f" ({config.epochs} epochs)" if config.budget is None else ""
+            length = f"{self.steps:,} steps of {config.batch_size}{also}"
         return (
-            f"{config.sampling} on {data.name}: {self.steps:,} steps of {config.batch_size} "
-            f"({config.epochs} epochs), {len(data):,} samples to train on, {len(data.x_test):,} to test, "
-            f"{self.model.name} with {self.model.count_params():,} parameters, seed {config.seed}"
+            f"{config.sampling} on {data.name}: {length}, {len(data):,} samples to train on, {len(data.x_test):,} to "
+            f"test, {self.model.name} with {self.model.count_params():,} parameters, seed {config.seed}"
         )
 
 
-def prepare(config: Config) -> Plan:
-    """Load the data, build model and sampler; ``OptionError`` where the options do not fit them."""
+def prepare(config: Config, *, trial: bool = False) -> Plan:
+    """Load the data, build model and sampler; ``OptionError`` where the options do not fit them.
+
+    A ``trial`` measures how long a step takes, and has a reference of zeros where one would have to be trained.
+    """
     from pipeline.data import load_data
     from pipeline.models import build_model
-    from pipeline.training import make_reproducible
+    from pipeline.training import make_reproducible, trained_loss
 
     try:
         data = load_data(config.dataset)
+        trained_loss(config.loss, data)
         make_reproducible(config.seed)
-        plan = Plan(config, data, build_model(config.model, data), make_sampler(config, len(data)))
-    except (ValueError, OSError, ImportError) as error:
+        model = build_model(config.model, data)
+        plan = Plan(config, data, model, sampler=None)
+        reference = functools.partial(reference_losses, config, data, plan.steps, trial)
+        labels = None if data.num_classes is None else data.y
+        task = Task(len(data), plan.steps, labels, model, None if config.reference is None else reference)
+        plan = replace(plan, sampler=make_sampler(config, task))
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise OptionError(error) from error
     if config.scheme == "without_replacement" and config.batch_size > len(data):
         raise OptionError(
             f"--scheme without_replacement cannot draw --batch-size {config.batch_size} different samples "
             f"out of {len(data)}; take a batch size of {len(data)} or less, or another scheme"
         )
-    _require(config, "warmup_steps", config.warmup_steps < plan.steps, f"below the {plan.steps} steps")
+    if config.warmup_steps >= plan.steps:
+        raise OptionError(f"--warmup-steps must be below the {plan.steps} steps, got {config.warmup_steps}")
     return plan
 
 
-def make_sampler(config: Config, num_samples: int) -> Any:
-    """The sampler that ``config`` asks for."""
-    from sampler import ImportanceSampler, UniformSampler
+def reference_losses(config: Config, data: Data, steps: int, trial: bool) -> npt.NDArray[np.floating[Any]]:
+    """(N,) losses under other models: those of ``--reference``, a file or models trained for it."""
+    import numpy as np
 
-    lag, seed = config.feedback_lag, config.seed
-    if config.sampling == "uniform":
-        return UniformSampler(num_samples, feedback_lag=lag, seed=seed)
-    try:
-        return ImportanceSampler(
-            num_samples,
-            priority=config.priority,
-            uniform_fraction=config.uniform_fraction,
-            smoothing=config.smoothing,
-            beta=config.beta,
-            scheme=config.scheme,
-            feedback_lag=lag,
-            seed=seed,
-        )
-    except ValueError as error:
-        raise OptionError(error) from error
+    from pipeline.models import build_model
+    from pipeline.reference import held_out_losses
+
+    if config.reference != "auto":
+        return np.load(str(config.reference), allow_pickle=False)
+    if trial:
+        return np.zeros(len(data))
+    return held_out_losses(
+        data,
+        lambda half: build_model(config.model, half),
+        steps=max(1, steps // 2),
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        optimizer=config.optimizer,
+        seed=config.seed,
+    )
+
+
+def in_steps(config: Config) -> Config:
+    """The same with the budget in steps, where it is in seconds: a trial measures how many they are.
+
+    A schedule has to know where it ends. The trial is of the same sampling, and its first step, most of which is
+    compilation, does not count; so a run takes about the seconds asked for, and how many it took is reported.
+    """
+    budget = Budget.of(config)
+    if budget.unit != "seconds":
+        return config
+    import keras
+
+    plan = prepare(replace(config, warmup_steps=0, decay="none", evaluate_every=None), trial=True)
+    trial = plan.train([_end_after(TRIAL_SHARE * budget.count)])
+    keras.utils.clear_session()
+    a_step = (trial.seconds - trial.first_step_seconds) / max(1, trial.steps - 1)
+    steps = max(1, round(budget.count / a_step)) if a_step > 0 else 1
+    return replace(config, budget=f"{steps}steps")
+
+
+def _end_after(seconds: float) -> keras.callbacks.Callback:
+    """Ends a training some seconds after its first step, but not before its second."""
+    import time
+
+    import keras
+
+    class EndAfter(keras.callbacks.Callback):
+        began: float | None = None
+
+        def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+            if self.began is None:
+                self.began = time.perf_counter()
+            elif time.perf_counter() - self.began > seconds:
+                self.model.stop_training = True
+
+    return EndAfter()
 
 
 def import_tensorflow() -> None:
@@ -382,6 +295,91 @@ def _held_back_stderr() -> Iterator[None]:
             os.dup2(screen.fileno(), 2)
 
 
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+def compare(config: Config) -> Comparison:
+    """Train all methods of ``config.compare`` over the seeds, and compare them; nothing is printed or written.
+
+    Raises ``OptionError`` for options that are wrong or do not fit the data.
+    """
+    check(config)
+    from pipeline.comparing import Comparison, take_turns
+
+    methods = {name: in_steps(method) for name, method in methods_of(config).items()}
+    steps = {name: prepare(method, trial=True).steps for name, method in methods.items()}
+    seeds = range(config.seed, config.seed + config.seeds)
+
+    def train_one(method: str, seed: int, tell: Callable[[int], None]) -> Outcome:
+        every = config.evaluate_every or max(1, steps[method] // CURVE_POINTS)
+        return _train_one(replace(methods[method], seed=seed, evaluate_every=every), tell)
+
+    return Comparison.of(take_turns(list(methods), seeds, train_one, steps))
+
+
+def _train_one(config: Config, tell: Callable[[int], None]) -> Outcome:
+    """One run of a comparison; one that diverges has losses that are not a number."""
+    import keras
+
+    from pipeline.training import diverged
+    from sampler import DivergedError
+
+    keras.utils.clear_session()
+    plan = prepare(config)
+    done = iter(range(1, plan.steps + 1))
+    progress = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tell(next(done)))
+    try:
+        return plan.train([progress])
+    except DivergedError:
+        return diverged(plan.steps)
+
+
+def _execute_comparison(config: Config) -> None:
+    if config.dry_run:
+        for method in methods_of(config).values():
+            print(prepare(method, trial=True))
+        print(f"each with {config.seeds} seeds")
+        return
+    _check_folder(config.folder)
+    comparison = compare(config)
+    said = write_comparison(config, comparison)
+    if not config.quiet:
+        _print_comparison(config, comparison)
+        print(f"\nwritten to {config.folder}{said}")
+
+
+def _print_comparison(config: Config, comparison: Comparison) -> None:
+    from rich.console import Console
+
+    from pipeline.comparing import to_tables, verdict
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    for table in to_tables(comparison, f"{config.dataset}, {config.budget or f'{config.epochs} epochs'}"):
+        console.print(table)
+    console.print(verdict(comparison), highlight=False, soft_wrap=True, markup=False)
+
+
+def write_comparison(config: Config, comparison: Comparison) -> str:
+    """Write the files of a comparison; comparison.json last. What to say where the picture is missing."""
+    from pipeline.comparing import to_dict, verdict
+    from pipeline.results import to_csv, to_json, write_whole
+
+    folder, said = config.folder, ""
+    write_whole(folder / "config.yaml", to_yaml(config))
+    write_whole(folder / "comparison.csv", to_csv(comparison.rows()))
+    write_whole(folder / "curves.csv", to_csv(comparison.curve_rows()))
+    try:
+        from pipeline.comparison_plot import draw
+
+        draw(comparison, folder / "comparison.png", config.dataset)
+    except ImportError as error:
+        said = f", without a picture ({error}; the extra plots has it)"
+    write_whole(folder / "comparison.json", to_json({**to_dict(comparison), "verdict": verdict(comparison)}))
+    return said
+
+
 # --- progress and results -------------------------------------------------------------------------
 
 
@@ -394,7 +392,8 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield keras.callbacks.LambdaCallback(on_epoch_end=_line_writer(plan.config.epochs))
+        epochs = -(-plan.steps // -(-len(plan.data) // plan.config.batch_size))
+        yield keras.callbacks.LambdaCallback(on_epoch_end=_line_writer(epochs))
         return
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -421,6 +420,17 @@ def sentence(outcome: Outcome) -> str:
         parts.append(f"test accuracy {outcome.test_accuracy:.2%}")
         parts.append(f"worst class {outcome.worst_class_accuracy:.2%}")
     return ", ".join(parts)
+
+
+def advice(plan: Plan, outcome: Outcome) -> str | None:
+    """What the run found out about its own sampling, in a sentence; None where there is nothing to say."""
+    found = plan.sampler.summary()
+    if "gate_open" not in found:
+        return None
+    state = "paid, and were used" if found["gate_open"] else "did not pay, and draws were uniform"
+    return (
+        f"At the end priorities {state} (gain {found['gate_gain']:.2f}, last change at step {found['gate_changed']})."
+    )
 
 
 def summary(plan: Plan, outcome: Outcome) -> dict[str, Any]:

@@ -39,7 +39,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import generated
-from pipeline.generated import TASK_SEED, Array
+from pipeline.generated import TASK_SEED
+from pipeline.generated import Array as Array
 
 TEST_FRACTION = 0.2  # of an npz file without a test set
 WRONG_LABELS = 0.2  # of digits-noisy

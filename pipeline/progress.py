@@ -1,4 +1,4 @@
-"""How far a long reading is: shown only to those who wait.
+"""How far a long reading or training is: shown only to those who wait.
 
     with counting("reading the dataset into memory", 50_000) as tell:
         tell(1_024)                                 # so many elements are done
@@ -23,9 +23,9 @@ EVERY = 5.0  # seconds between two lines
 
 
 @contextlib.contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with the number of elements done so far, of ``total``."""
-    shown = _Shown(what, total)
+def counting(what: str, total: int, unit: str = "elements") -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with the number of elements, or of what ``unit`` says, done so far, of ``total``."""
+    shown = _Shown(what, total, unit)
     try:
         yield shown.tell
     finally:
@@ -35,8 +35,8 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 class _Shown:
     """What is on the screen."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total = what, total
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
         self.began = time.monotonic()
         self.next = self.began + PATIENCE
         self.bar: Any = None
@@ -54,7 +54,7 @@ class _Shown:
             elif count < self.total and sys.stderr is not None:
                 self.next = now + EVERY
                 left = _words((now - self.began) / max(count, 1) * (self.total - count))
-                line = f"{self.what}: {count:,} of {self.total:,} elements, about {left} left"
+                line = f"{self.what}: {count:,} of {self.total:,} {self.unit}, about {left} left"
                 print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

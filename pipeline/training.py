@@ -13,15 +13,17 @@
 
 Every sampling goes the same way: a sampler, ``importance_dataset``, ``fit`` with ``LossFeedback``.
 Uniform draws are one more sampler, with weights of 1, so a comparison compares the draws and
-nothing else.
+nothing else. A ``Presampler`` draws from the shuffled data set as from a stream.
 
 What is measured is measured alike, too. ``seconds`` are those of training: evaluation stops the
 clock. Losses of the outcome are plain means over all training and all test samples, never the
-weighted batches'.
+weighted batches', and always the task's own loss: a model trained on the focal loss is measured by
+its cross-entropy, as the others are.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -36,12 +38,18 @@ import tensorflow as tf
 from pipeline.data import Array, Data
 from pipeline.dataset import importance_dataset
 from pipeline.feedback import LossFeedback
+from pipeline.losses import SparseCategoricalFocalCrossentropy
 from pipeline.models import loss_for
+from pipeline.presampling import Presampler
+from pipeline.refresh import RefreshStalest
 
 Decay = Literal["cosine", "none"]
+Optimizer = Literal["adam", "sgd"]
+LossName = Literal["auto", "focal"]
 Row = dict[str, float | int | None]
 
 SLICE = 512  # samples a forward pass of the evaluation
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Outcome:
     """What a training came to.
 
     Attributes:
-        epochs: passes' worth of steps, ceil(N/B) each.
+        epochs: passes' worth of steps, ceil(N/B) each; the last may have been cut short.
         steps: batches trained on.
         seconds: wall-clock seconds of training, without evaluation.
         first_step_seconds: those of them until the first step was done; most of it is the
@@ -76,6 +84,7 @@ class Outcome:
         history: a row an epoch: ``epoch`` from 1, ``step``, ``seconds`` so far, ``learning_rate``
             next, ``loss`` (the epoch's weighted mean, an estimate of the training set's),
             ``test_loss``, ``test_accuracy``.
+        figures: what ``LossFeedback`` said of the sampling in the last epoch, ``sampling/gain`` and so on.
         curve: a row every ``evaluate_every`` steps: ``step``, ``seconds``, ``test_loss``,
             ``test_accuracy``.
     """
@@ -90,6 +99,7 @@ class Outcome:
     worst_class_accuracy: float | None
     history: list[Row]
     curve: list[Row]
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -97,46 +107,60 @@ def train(
     model: keras.Model,
     sampler: Any,
     *,
-    epochs: int,
+    epochs: int | None = None,
+    steps: int | None = None,
     batch_size: int,
     learning_rate: float = 0.003,
     decay: Decay = "cosine",
     warmup_steps: int = 0,
+    optimizer: Optimizer = "adam",
+    loss: LossName = "auto",
+    refresh: float = 0.0,
     evaluate_every: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Outcome:
-    """Train ``model`` on the batches that ``sampler`` draws, with Adam, to the end of the budget.
+    """Train ``model`` on the batches that ``sampler`` draws, to the end of the budget.
 
     Args:
         data: the task.
         model: a Keras model whose outputs suit ``loss_for(data)``; it is compiled here.
-        sampler: an ``ImportanceSampler`` or one of its siblings, for ``len(data)`` samples.
-        epochs: ≥ 1; an epoch is ceil(N/B) steps.
+        sampler: an ``ImportanceSampler`` or one of its siblings, for ``len(data)`` samples; or a
+            ``Presampler`` of this model.
+        epochs: ≥ 1; an epoch is ceil(N/B) steps, whatever a pass of the sampler is.
+        steps: ≥ 1, the budget in steps, in place of ``epochs``.
         batch_size: B ≥ 1.
         learning_rate: > 0, the highest that is reached.
         decay: ``"cosine"`` or ``"none"``, see ``schedule``.
         warmup_steps: over so many the learning rate first rises from 0.
+        optimizer: ``"adam"``, or ``"sgd"`` without momentum.
+        loss: ``"auto"`` (see ``loss_for``), or ``"focal"`` to train a classifier on the focal loss.
+        refresh: ≥ 0, stale samples scored by forward passes for each sample trained on; see
+            ``RefreshStalest``.
         evaluate_every: steps between the rows of ``Outcome.curve``. None: no curve.
         callbacks: further Keras callbacks. Their time counts as training.
 
     Raises ``ValueError`` for numbers outside these ranges, before anything is trained.
     """
     epoch_steps = math.ceil(len(data) / _at_least_one("batch_size", batch_size))
-    steps = _at_least_one("epochs", epochs) * epoch_steps
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"give epochs or steps, one of them, got epochs={epochs} and steps={steps}")
+    steps = _at_least_one("steps", steps) if epochs is None else _at_least_one("epochs", epochs) * epoch_steps
+    epochs = math.ceil(steps / epoch_steps)  # the last one is cut short where they do not come out even
     _at_least_one("evaluate_every", 1 if evaluate_every is None else evaluate_every)
     rate = schedule(learning_rate, steps, decay=decay, warmup_steps=warmup_steps)
-    # One iterator for the whole training: to start one for each epoch takes a tenth of a second or more.
-    dataset = importance_dataset((data.x, data.y), sampler, batch_size).repeat(epochs)
-    model.compile(keras.optimizers.Adam(rate), loss=loss_for(data))
+    model.compile(OPTIMIZERS[optimizer](rate), loss=trained_loss(loss, data))
     evaluator = Evaluator(model, data)
-    recorder = _Recorder(evaluator, data, evaluate_every)
+    recorder = _Recorder(evaluator, data, evaluate_every, steps)
+    feedback: list[keras.callbacks.Callback] = [LossFeedback(model, sampler)]
+    if refresh:
+        feedback.append(RefreshStalest(model, sampler, (data.x, data.y), batch_size=batch_size, budget=refresh))
     model.fit(
-        dataset,
+        _batches(data, sampler, batch_size, steps),
         epochs=epochs,
         steps_per_epoch=epoch_steps,
         shuffle=False,  # the sampler does; without this Keras warns
         verbose=0,
-        callbacks=[LossFeedback(model, sampler), recorder, *callbacks],
+        callbacks=[*feedback, recorder, *callbacks],
     )
     test = recorder.test_score()
     return Outcome(
@@ -150,7 +174,34 @@ def train(
         worst_class_accuracy=test.worst_class_accuracy,
         history=recorder.history,
         curve=recorder.curve,
+        figures=recorder.figures,
     )
+
+
+def diverged(steps: int) -> Outcome:
+    """The outcome of a training that had to be broken off: losses that are not a number."""
+    nan = math.nan
+    return Outcome(0, steps, 0.0, 0.0, nan, nan, None, None, history=[], curve=[])
+
+
+def trained_loss(name: LossName, data: Data) -> keras.losses.Loss:
+    """The loss to train on: the task's own, or the focal loss. ``ValueError`` for the focal loss of quantities."""
+    if name == "auto":
+        return loss_for(data)
+    if data.num_classes is None:
+        raise ValueError(f"the focal loss is one for classes, but the y of {data.name!r} is a quantity; use 'auto'")
+    return SparseCategoricalFocalCrossentropy(from_logits=True)
+
+
+def _batches(data: Data, sampler: Any, batch_size: int, steps: int) -> tf.data.Dataset:
+    """At least ``steps`` batches, from one iterator: to start one for each epoch takes a tenth of a second or more."""
+    if isinstance(sampler, Presampler):
+        stream = tf.data.Dataset.from_tensor_slices((data.x, data.y)).shuffle(len(data))
+        return stream.repeat().apply(sampler)
+    batches = importance_dataset((data.x, data.y), sampler, batch_size)
+    if getattr(sampler, "epochs_vary", False):
+        return batches.repeat()  # of passes nobody knows how many it takes
+    return batches.repeat(math.ceil(steps * batch_size / len(data)))
 
 
 def make_reproducible(seed: int) -> None:
@@ -193,8 +244,8 @@ def schedule(learning_rate: float, steps: int, *, decay: Decay = "cosine", warmu
     return keras.optimizers.schedules.CosineDecay(start, steps - warmup_steps, alpha=lowest, **warmup)
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
+def _at_least_one(name: str, value: int | None) -> int:
+    if value is None or value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return value
 
@@ -213,7 +264,8 @@ class Evaluator:
         self._classes = data.num_classes
         self._loss = loss_for(data, reduction="sum")
         x, y = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (data.x, data.y))
-        self._forward = tf.function(self._evaluate, input_signature=(x, y))
+        # A partial, since TensorFlow counts the traces of methods over all objects, and would warn of many evaluators.
+        self._forward = tf.function(functools.partial(self._evaluate), input_signature=(x, y))
 
     def __call__(self, x: Array, y: Array) -> Score:
         """The score on ``x`` (M, ...) and ``y`` (M, ...), M ≥ 1."""
@@ -262,11 +314,13 @@ class _Clock:
 
 
 class _Recorder(keras.callbacks.Callback):
-    """Counts steps and seconds, and evaluates at the end of every epoch and every so many steps."""
+    """Counts steps and seconds, evaluates at the end of every epoch and every so many steps, and ends the training."""
 
-    def __init__(self, evaluator: Evaluator, data: Data, every: int | None) -> None:
+    def __init__(self, evaluator: Evaluator, data: Data, every: int | None, most: int) -> None:
         super().__init__()
         self.steps = 0
+        self.figures: dict[str, float] = {}
+        self._most = most
         self.first_step_seconds = 0.0
         self.history: list[Row] = []
         self.curve: list[Row] = []
@@ -288,6 +342,8 @@ class _Recorder(keras.callbacks.Callback):
         self.steps += 1
         if self.steps == 1:
             self.first_step_seconds = self.clock.lap()
+        if self.steps == self._most:
+            self.model.stop_training = True
         if self._every and self.steps % self._every == 0:
             with self.clock.halted():
                 self.curve.append(self._row())
@@ -297,6 +353,7 @@ class _Recorder(keras.callbacks.Callback):
             row = self._row()
             rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
             loss = float((logs or {})["loss"])
+            self.figures = {name: value for name, value in (logs or {}).items() if name.startswith("sampling/")}
             self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "loss": loss})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

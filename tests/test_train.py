@@ -9,12 +9,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import yaml
 
 import train
+import train_options
+import train_samplings
+from pipeline.training import Outcome
+from sampler import PruningSampler
 from train import Config, OptionError, main, parse, to_yaml
 
 SMALL = ["--dataset", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "128"]
@@ -41,7 +46,10 @@ def test_every_option_is_read():
         model="mlp",
         epochs=7,
         batch_size=16,
+        budget="30steps",
         learning_rate=0.01,
+        optimizer="sgd",
+        loss="focal",
         decay="none",
         warmup_steps=5,
         seed=3,
@@ -50,8 +58,17 @@ def test_every_option_is_read():
         smoothing=0.25,
         beta=0.5,
         scheme="multinomial",
+        finish=0.25,
+        refresh=0.1,
+        prune=0.25,
+        selectivity=2.0,
+        presample=2.0,
+        balance=0.99,
+        reference="auto",
         feedback_lag=None,
         evaluate_every=10,
+        compare="uniform,importance:priority=loss",
+        seeds=2,
         output=Path("there"),
         dry_run=True,
         quiet=True,
@@ -161,6 +178,24 @@ def test_a_missing_file_names_its_neighbour(file, capsys):
         (["--learning-rate", "nan"], "--learning-rate must be above 0 and finite, got nan"),
         (["--warmup-steps", "-1"], "--warmup-steps must be at least 0, got -1"),
         (["--seed", "-1"], "--seed must be in 0..4294967295, got -1"),
+        (["--budget", "20"], "--budget must be like 20epochs, 3000steps or 120s, got '20'"),
+        (["--budget", "2.5epochs"], "--budget must be like"),
+        (["--budget", "0s"], "--budget must be like"),
+        (["--finish", "1.5"], "--finish must be in 0..1, or None, got 1.5"),
+        (["--prune", "1"], "prune must be in [0, 1), got 1"),
+        (["--presample", "0.5"], "--presample must be at least 1 and finite, got 0.5"),
+        (["--balance", "2"], "beta must be in [0, 1], got 2"),
+        (["--sampling", "reducible"], "--sampling reducible needs --reference"),
+        (["--sampling", "reducible", "--reference", "none.npy"], "none.npy"),
+        (["--sampling", "class-balanced", "--dataset", "heavy-linear"], "class-balanced needs classes"),
+        (["--loss", "focal", "--dataset", "heavy-linear"], "the focal loss is one for classes"),
+        (["--compare", "uniform"], "--compare must name two samplings or more"),
+        (["--compare", "uniform,uniform"], "each once"),
+        (["--compare", "uniform,importence"], "unknown sampling 'importence' in --compare. Did you mean 'importance'?"),
+        (["--compare", "uniform,importance:beta=2"], "beta must be in [0, 1], got 2"),
+        (["--compare", "uniform,importance:beta=many"], "the value above comes from 'importance:beta=many'"),
+        (["--compare", "uniform,importance:seed=2"], "got 'seed=2'. A method's own can be: learning_rate,"),
+        (["--compare", "uniform,pruning", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--evaluate-every", "0"], "--evaluate-every must be at least 1, or None, got 0"),
         (["--uniform-fraction", "1.1"], "uniform_fraction must be in [0, 1], got 1.1"),
         (["--smoothing", "1"], "smoothing must be in [0, 1), got 1"),
@@ -286,6 +321,106 @@ def test_a_run_writes_its_result_and_the_same_options_give_the_same(tmp_path, ca
     assert not (first / "curve.csv").exists()
     assert result(first)["sampling"] == "uniform"
     assert result(first)["sampler"]["max_weight"] == 1.0
+
+
+# --- samplings and comparisons --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", train_samplings.SAMPLINGS)
+def test_every_sampling_trains(sampling, tmp_path, capsys):
+    options = ["--dataset", "digits-longtail", "--model", "mlp", "--budget", "20steps", "--reference", "auto"]
+    assert main([*options, "--sampling", sampling, "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{sampling} on digits-longtail: 20 steps of 32, 280 samples")
+    summary = result(tmp_path)
+    assert (summary["sampling"], summary["steps"], summary["sampler"]["updates"]) == (sampling, 20, 20)
+    assert summary["test_loss"] < np.log(10) * 1.1
+
+
+def test_the_samplings_are_those_of_the_option():
+    assert set(get_args(get_type_hints(Config)["sampling"])) == set(train_samplings.SAMPLINGS)
+
+
+def test_a_budget_in_seconds_becomes_steps_by_a_trial(monkeypatch):
+    def trial(plan, callbacks):
+        assert isinstance(plan.sampler, PruningSampler)
+        assert (plan.config.decay, plan.config.warmup_steps, plan.steps) == ("none", 0, train.TRIAL_STEPS)
+        return Outcome(1, 101, 2.5, 0.5, 0.1, 0.1, None, None, [], [])  # 20 ms for each step but the first
+
+    monkeypatch.setattr(train.Plan, "train", trial)
+    config = train.in_steps(Config(sampling="pruning", dataset="digits", budget="6s", warmup_steps=5))
+    assert config == Config(sampling="pruning", dataset="digits", budget="300steps", warmup_steps=5)
+    assert train.in_steps(config) is config
+
+
+def test_a_trial_ends_after_its_share_of_the_seconds():
+    plan = train.prepare(Config(dataset="digits-longtail", budget="1s"), trial=True)
+    assert plan.train([train._end_after(0.0)]).steps == 2
+
+
+def test_methods_have_options_of_their_own():
+    config = Config(
+        dataset="digits", learning_rate=0.01, compare="uniform, importance:beta=0.5:learning-rate=0.02", seeds=3
+    )
+    methods = train_options.methods_of(config)
+    assert list(methods) == ["uniform", "importance:beta=0.5:learning-rate=0.02"]
+    first, second = methods.values()
+    assert first == dataclasses.replace(config, sampling="uniform", compare=None)
+    assert second == dataclasses.replace(first, sampling="importance", beta=0.5, learning_rate=0.02)
+
+
+def test_a_comparison_writes_its_files_and_can_be_had_again_from_its_config(tmp_path, capsys):
+    options = [
+        "--dataset",
+        "digits-longtail",
+        "--model",
+        "mlp",
+        "--compare",
+        "uniform,pruning:prune=0.4",
+        "--seeds",
+        "2",
+    ]
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert main([*options, "--budget", "24steps", "--seed", "5", "--output", str(first)]) == 0
+    told = capsys.readouterr().out
+    assert "Final test loss, as a multiple of uniform's (paired over 2 seeds" in told
+    assert f"written to {first}" in told
+    assert sorted(path.name for path in first.iterdir()) == [
+        *("comparison.csv", "comparison.json", "comparison.png", "config.yaml", "curves.csv")
+    ]
+    rows = rows_of(first / "comparison.csv")
+    assert [(row["seed"], row["method"]) for row in rows] == [
+        (seed, method) for seed in "56" for method in ("uniform", "pruning:prune=0.4")
+    ]
+    assert {row["steps"] for row in rows} == {"24"}
+    assert len(rows_of(first / "curves.csv")) == 4 * 24  # at every step, as forty points would be more
+
+    options = ["--config", str(first / "config.yaml"), "--output", str(again), "--quiet", "--seeds", "1"]
+    assert main(options) == 0
+    assert capsys.readouterr().out == ""
+    for one, other in zip(rows[:2], rows_of(again / "comparison.csv"), strict=True):
+        assert (one["test_loss"], one["steps_to"]) == (other["test_loss"], other["steps_to"])
+
+
+def test_a_comparison_is_planned_without_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.Plan, "train", lambda *_: pytest.fail("it was trained"))
+    assert main(["--compare", "uniform,ranked", "--budget", "60s", "--seeds", "3", "--dry-run"]) == 0
+    first, second, seeds = capsys.readouterr().out.splitlines()
+    assert first.startswith("uniform on digits: 60 s of steps of 32,")
+    assert second.startswith("ranked on digits: ")
+    assert seeds == "each with 3 seeds"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_a_comparison_that_diverges_is_told_and_the_others_go_on(tmp_path, capsys):
+    path = tmp_path / "big.npz"
+    np.savez(path, x=np.full((40, 3), 3e38, np.float32), y=np.arange(40, dtype=np.float32))
+    options = ["--dataset", f"npz:{path}", "--batch-size", "2", "--output", str(tmp_path / "out")]
+    assert main([*options, "--compare", "uniform,importance", "--epochs", "1", "--seeds", "1"]) == 0
+    assert "uniform diverged in 1 of 1 runs" in capsys.readouterr().out
+
+
+# --- divergence -----------------------------------------------------------------------------------
 
 
 def test_a_training_that_diverges_still_gives_valid_json(tmp_path):

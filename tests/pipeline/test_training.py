@@ -13,8 +13,10 @@ import pytest
 from pipeline import training
 from pipeline.data import Data, load_data
 from pipeline.models import build_model
+from pipeline.presampling import Presampler
+from pipeline.reference import held_out_losses
 from pipeline.training import Evaluator, make_reproducible, schedule, train
-from sampler import ImportanceSampler, UniformSampler
+from sampler import ImportanceSampler, PruningSampler, UniformSampler
 
 DIGITS = load_data("digits")
 FEW = replace(DIGITS, x=DIGITS.x[:200], y=DIGITS.y[:200], x_test=DIGITS.x_test[:50], y_test=DIGITS.y_test[:50])
@@ -73,6 +75,68 @@ def test_steps_epochs_and_rows_are_those_of_the_budget():
     seconds = [row["seconds"] for row in outcome.history]
     assert 0 < outcome.first_step_seconds < seconds[0] < seconds[1] < seconds[2] <= outcome.seconds
     assert sampler.step == 21
+
+
+def test_a_budget_in_steps_ends_in_the_middle_of_an_epoch():
+    outcome, model, sampler = run(FEW, epochs=None, steps=17, evaluate_every=8)
+    assert (outcome.epochs, outcome.steps, sampler.summary()["updates"]) == (3, 17, 17)
+    assert [(row["epoch"], row["step"]) for row in outcome.history] == [(1, 7), (2, 14), (3, 17)]
+    assert [row["step"] for row in outcome.curve] == [8, 16]
+    assert outcome.history[-1]["learning_rate"] == pytest.approx(0.0, abs=1e-9)  # decayed to its end
+    assert int(model.optimizer.iterations) == 17
+
+
+def test_passes_that_get_shorter_fill_a_budget_in_steps():
+    sampler = PruningSampler(len(FEW), steps=40, feedback_lag=4, seed=0)
+    make_reproducible(0)
+    outcome = train(FEW, build_model("mlp", FEW), sampler, steps=40, batch_size=20)
+    assert outcome.steps == sampler.summary()["updates"] == 40
+    assert [row["step"] for row in outcome.history] == [10, 20, 30, 40]
+
+
+def test_a_presampler_draws_from_the_data_as_from_a_stream():
+    make_reproducible(0)
+    model = build_model("mlp", FEW)
+    sampler = Presampler(model, 20, presample=2.0, seed=0)
+    outcome = train(FEW, model, sampler, steps=15, batch_size=20)
+    assert (outcome.steps, sampler.summary()["updates"]) == (15, 15)
+    assert outcome.test_loss < math.log(10)
+
+
+def test_stale_samples_are_scored_within_the_budget(monkeypatch):
+    made = []
+
+    class Remembered(training.RefreshStalest):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(training, "RefreshStalest", Remembered)
+    run(FEW, epochs=3, batch_size=20, refresh=0.2)
+    assert [refresh.scored for refresh in made] == [20 * 4]  # a fifth of the 20 batches after the first pass
+    run(FEW, epochs=1)
+    assert len(made) == 1
+
+
+def test_gradient_descent_is_plain():
+    _, model, _ = run(FEW, steps=3, epochs=None, optimizer="sgd")
+    assert type(model.optimizer) is keras.optimizers.SGD
+    assert model.optimizer.momentum == 0.0
+
+
+def test_a_model_trained_on_the_focal_loss_is_measured_by_cross_entropy():
+    outcome, model, sampler = run(FEW, steps=10, epochs=None, loss="focal")
+    assert outcome.test_loss == pytest.approx(losses_of(model, FEW.x_test, FEW.y_test).mean(), rel=1e-4)
+    # Below every cross-entropy: what came back were the smaller focal losses.
+    assert sampler.summary()["mean_priority"] < losses_of(model, FEW.x, FEW.y).mean()
+    with pytest.raises(ValueError, match="the focal loss is one for classes, but the y of 'sum' is a quantity"):
+        run(QUANTITY, loss="focal")
+
+
+def test_figures_are_those_of_the_last_epoch():
+    outcome, _, _ = run(FEW, epochs=2)
+    assert {"sampling/gain", "sampling/unseen"} <= set(outcome.figures)
+    assert outcome.figures["sampling/unseen"] == 0.0
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "importance"])
@@ -193,6 +257,9 @@ def test_the_rate_of_a_training_is_the_schedule_of_its_budget():
     ("options", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": None}, "give epochs or steps, one of them, got epochs=None and steps=None"),
+        ({"steps": 3}, "give epochs or steps, one of them, got epochs=2 and steps=3"),
+        ({"epochs": None, "steps": 0}, "steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0 and finite, got 0.0"),
@@ -204,6 +271,36 @@ def test_the_rate_of_a_training_is_the_schedule_of_its_budget():
 def test_numbers_out_of_range_are_refused_before_training(options, message):
     with pytest.raises(ValueError, match=message):
         run(FEW, **options)
+
+
+# --- a reference ----------------------------------------------------------------------------------
+
+
+def test_the_reference_of_a_sample_comes_from_the_half_it_is_not_in(monkeypatch):
+    """A "model" that answers with the mean of what it was trained on: for its own half that would be closer."""
+    seen = []
+
+    def remember(half, model, sampler, **options):
+        seen.append(set(half.y[:, 0]))
+        model.compile(loss="mse")
+        model.layers[-1].bias.assign([half.y.mean()])
+        model.layers[-1].kernel.assign(0 * model.layers[-1].kernel)
+
+    y = np.arange(10, dtype=np.float32)[:, None]
+    data = Data("ten", y, y, y[:2], y[:2], None)
+    monkeypatch.setattr("pipeline.reference.train", remember)
+    losses = held_out_losses(data, lambda half: build_model("linear", half), steps=3, batch_size=2, seed=0)
+    first, second = seen
+    assert first | second == set(y[:, 0])
+    assert not first & second
+    means = [np.mean(list(second)) if value in first else np.mean(list(first)) for value in y[:, 0]]
+    np.testing.assert_allclose(losses, (y[:, 0] - means) ** 2, rtol=1e-5)
+
+
+def test_a_reference_needs_two_samples():
+    one = replace(FEW, x=FEW.x[:1], y=FEW.y[:1])
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        held_out_losses(one, lambda half: build_model("mlp", half), steps=1, batch_size=1, seed=0)
 
 
 # --- the evaluation -------------------------------------------------------------------------------
