@@ -31,12 +31,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline import user_weights
+from pipeline.advice import Advice
 from pipeline.compiled import build_from_spec, is_a_sum, is_cross_entropy, restore, rowwise, weigh_metrics
 from pipeline.dataset import iterations_begun
+from pipeline.epochs import end_epoch
 from pipeline.figures import Figures
 from pipeline.ring import Ring
 from pipeline.scores import GradientNorm, Watched
-from sampler import checks
 
 HOOKS = (
     "train_step",
@@ -47,7 +49,7 @@ HOOKS = (
     "fit",
     "train_on_batch",
 )
-SCORES = ("gradient_norm",)
+SCORES = ("gradient_norm", "last_layer")
 TOGETHER = 8  # steps whose losses are read in one look, where draws do not wait for them
 SHARE = 10  # and at most such a part of an epoch, as many as are drawn ahead
 
@@ -60,8 +62,11 @@ class LossFeedback(keras.callbacks.Callback):
         sampler: the sampler of the dataset that is passed to ``fit``.
         class_weight: ``{class: weight}``, as Keras's argument of that name, which it refuses beside a dataset with
             weights; for one output with labels (B,), (B, 1) or one-hot (B, K). A class without one has 1.
-        score: ``"gradient_norm"`` feeds back, beside each loss, the norm of its gradient with respect to the
-            pre-activations of the last layer, for a sampler with ``priority="gradient_norm"``.
+        score: what is fed back beside each loss, for a sampler with ``priority="gradient_norm"`` or with a gate:
+            ``"gradient_norm"``, the norm of the loss's gradient with respect to the pre-activations of the last layer,
+            or ``"last_layer"``, with respect to that layer's weights, where it is a dense one on (B, d); the same as
+            the first elsewhere. None: ``"last_layer"`` where the sampler wants scores and the layer can be told.
+            With the score comes the norm of the batch's mean gradient, for the gate.
         at: the layer whose pre-activations are meant, or its name: for subclassed models, and models of several
             outputs. A layer without an activation is taken by its output.
 
@@ -84,6 +89,9 @@ class LossFeedback(keras.callbacks.Callback):
                                      there is one, else 1 - e^-ℓ for cross-entropies and √ℓ for other losses
     ``sampling/unseen``              the share of samples without a finite loss yet, 0 to 1
     ``sampling/milliseconds``        that draws and updates took the sampler, a step
+    ``sampling/gate_open``           of a sampler with a gate: 1 while draws are by priority, else 0
+    ``sampling/gate_gain``           what the gate estimates them to be worth, over uniform ones
+    ``sampling/gate_changed``        the step of its last change, -1 before any
     ===============================  ==================================================================================
 
     Raises ``ValueError``, before the first step is done, for a loss that ignores weights, that gives one number for the
@@ -111,7 +119,7 @@ class LossFeedback(keras.callbacks.Callback):
             raise ValueError(f"score must be one of {', '.join(map(repr, SCORES))} or None, got {score!r}")
         self._fitted = model
         self.sampler = sampler
-        self._class_weight = None if class_weight is None else _class_table(class_weight)
+        self._class_weight = None if class_weight is None else user_weights.class_table(class_weight)
         self._originals: dict[str, Callable[..., Any]] = {}
         self._before: dict[str, Any] = {}  # of them, what the user had set on the instance
         self._own = threading.local()  # the step that is being traced or run; each replica has a thread
@@ -122,7 +130,11 @@ class LossFeedback(keras.callbacks.Callback):
         self._begun: int | None = None  # iterations over the sampler's draws, before this fit
         self._evaluating = 0  # how deep in ``evaluate``
         self._figures = Figures(sampler)
-        self._gradient_norm = None if score is None else GradientNorm(model, at)
+        self._unasked = score is None  # then what cannot be scored goes without
+        self._wants_score = bool(getattr(sampler, "wants_score", False))
+        self._gradient_norm = None
+        if score is not None or self._wants_score:
+            self._gradient_norm = GradientNorm(model, at, weights=score != "gradient_norm")
         build_from_spec(model)
 
     # --- Keras calls these ---
@@ -158,6 +170,7 @@ class LossFeedback(keras.callbacks.Callback):
         if self._ended % self._together == 0:
             self._drain()
         self._ended += 1
+        end_epoch(self._fitted, self.sampler, batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Hand over what an interrupted group of steps left."""
@@ -167,6 +180,11 @@ class LossFeedback(keras.callbacks.Callback):
         """Put the model back as it was."""
         self._drain()
         self._remove()
+
+    @property
+    def advice(self) -> Advice:
+        """What draws by some other priorities would have been worth, so far, where scores came with the losses."""
+        return self._figures.advice
 
     # --- the hooks ---
 
@@ -205,7 +223,11 @@ class LossFeedback(keras.callbacks.Callback):
         if self._tracks_loss():
             object.__setattr__(model._loss_tracker, "update_state", self._track_loss)
         if self._gradient_norm is not None:
-            self._gradient_norm.attach()
+            try:
+                self._gradient_norm.attach()
+            except ValueError:
+                if not self._unasked:
+                    raise
 
     def _remove(self) -> None:
         if self._originals:
@@ -299,8 +321,19 @@ class LossFeedback(keras.callbacks.Callback):
         scale = tf.constant(1.0) if summed else batch * replicas
         step.losses = tf.cast(gradient, tf.float32) * scale
         if step.watched is not None:
-            step.score = step.watched.norms(step.losses)
+            self._score(step, step.watched)
         return loss
+
+    def _score(self, step: _Step, watched: Watched) -> None:
+        try:
+            score = watched.norms(step.losses)
+        except ValueError:
+            if not self._unasked:
+                raise
+            return
+        step.scores = {"score": score}
+        if self._wants_score:
+            step.scores["mean_norm"] = tf.fill(tf.shape(score), watched.mean_norm(step.unbiased))
 
     def _own_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> tf.Tensor:
         options = {"training": training} if getattr(self._fitted, "_compute_loss_has_training_arg", True) else {}
@@ -352,14 +385,15 @@ class LossFeedback(keras.callbacks.Callback):
         return partial and getattr(self._fitted, "_loss_tracker", None) is not None
 
     def _watching(self) -> contextlib.AbstractContextManager[Watched | None]:
-        return contextlib.nullcontext() if self._gradient_norm is None else self._gradient_norm.watching()
+        norm = self._gradient_norm
+        return contextlib.nullcontext() if norm is None or not norm.attached else norm.watching()
 
     def _own_weight(self, sampling: dict[str, tf.Tensor], y: Any) -> tf.Tensor | None:
         """(B,) the user's own sample weights times the class weights, or None where there are neither."""
-        own = _sample_weight(sampling)
+        own = user_weights.of_samples(sampling)
         if self._class_weight is None:
             return own
-        classes = _class_weights(self._class_weight, y)
+        classes = user_weights.of_classes(self._class_weight, y)
         return classes if own is None else own * classes
 
     def _weights_before(self) -> list[tuple[Any, Any]]:
@@ -380,9 +414,7 @@ class LossFeedback(keras.callbacks.Callback):
                 "the batch size is not known when the training step is compiled; give batches of one size, as "
                 "importance_sampling does: no unbatch(), filter() or batch() without drop_remainder after it"
             )
-        columns = {"losses": step.losses, "weight": step.unbiased}
-        if step.score is not None:
-            columns["score"] = step.score
+        columns = {"losses": step.losses, "weight": step.unbiased, **step.scores}
         replicas = tf.distribute.get_replica_context()
         whole = batch * replicas.num_replicas_in_sync
         execution = max(self._fitted.steps_per_execution, 1)
@@ -419,8 +451,9 @@ class LossFeedback(keras.callbacks.Callback):
                     f"{len(self.sampler)} samples and has made {self.sampler.step} draws, none of them for this fit; "
                     "give it the sampler that the dataset was wrapped with"
                 )
-            score = columns.get("score")
-            self.sampler.update(index, columns["losses"], step=step, score=score)
+            score, norm = columns.get("score"), columns.get("mean_norm")
+            more = {} if norm is None else {"mean_gradient_norm": norm[0]}
+            self.sampler.update(index, columns["losses"], step=step, score=score, **more)
             self._figures.add(columns["losses"], columns["weight"], score)
 
 
@@ -434,7 +467,7 @@ class _Step:
         self.weight = sampling["weight"] if own is None else sampling["weight"] * own
         self.unbiased = 1.0 / (num_samples * tf.cast(sampling["probability"], tf.float32))  # 1/(N p), whatever β
         self.losses: Any = None  # (B,) float32
-        self.score: tf.Tensor | None = None
+        self.scores: dict[str, tf.Tensor] = {}  # (B,) each, where there are any
         self.divisor: Any = None  # of the sum over the batch, in the loss
 
 
@@ -476,46 +509,3 @@ def feed_back(sampler: Any, sampling: dict[str, tf.Tensor], losses: tf.Tensor, s
         return np.int64(0)
 
     tf.numpy_function(update, given, tf.int64)
-
-
-def _sample_weight(sampling: dict[str, tf.Tensor]) -> tf.Tensor | None:
-    """(B,) the user's own sample weights, where there are any."""
-    own, weight = sampling.get("sample_weight"), sampling["weight"]
-    if own is None:
-        return None
-    shapes = {tuple(part.shape) for part in tf.nest.flatten(own)}
-    if tf.nest.is_nested(own) or shapes - {tuple(weight.shape), (*weight.shape, 1)}:
-        raise ValueError(
-            f"the data set's own sample weights must be one number for each sample, got shape "
-            f"{' and '.join(map(str, sorted(shapes)))} for a batch of {weight.shape[0]}; weights for steps, pixels or "
-            "outputs go into the loss, or into a custom loop with per_sample_loss"
-        )
-    return tf.cast(tf.reshape(own, tf.shape(weight)), weight.dtype)
-
-
-def _class_table(class_weight: dict[int, float]) -> Any:
-    """(classes,) float32; 1 for those that are not named."""
-    if not isinstance(class_weight, dict) or not class_weight:
-        raise TypeError(f"class_weight must be a dict of a weight for each class, got {class_weight!r}")
-    classes = [checks.whole("a class of class_weight", name, least=0) for name in class_weight]
-    table = np.ones(max(classes) + 1, np.float32)
-    for name, weight in zip(classes, class_weight.values(), strict=True):
-        table[name] = checks.number(f"class_weight[{name}]", weight, 0.0, np.inf, top_open=True)
-    return table
-
-
-def _class_weights(table: Any, y: Any) -> tf.Tensor:
-    """(B,) the weight of each sample's class."""
-    if tf.nest.is_nested(y) and len(tf.nest.flatten(y)) == 1:
-        (y,) = tf.nest.flatten(y)
-    if tf.nest.is_nested(y) or y is None or y.shape.rank not in (1, 2):
-        what = "no labels" if y is None else "several" if tf.nest.is_nested(y) else f"labels of shape {y.shape}"
-        raise ValueError(
-            f"class_weight needs one output with labels (B,), (B, 1) or one-hot (B, K), got {what}; multiply the data "
-            "set's own sample weights instead"
-        )
-    one_hot = y.shape.rank == 2 and y.shape[1] != 1
-    labels = tf.argmax(y, axis=1) if one_hot else tf.reshape(y, [-1])
-    labels = tf.cast(tf.round(labels) if labels.dtype.is_floating else labels, tf.int64)  # soft labels as Keras does
-    known = (labels >= 0) & (labels < len(table))
-    return tf.where(known, tf.gather(tf.constant(table), tf.where(known, labels, 0)), 1.0)

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.advice import Advice
+
 Array = np.ndarray
 TOGETHER = 64  # steps summed up at a time
+GATE = ("gate_open", "gate_gain", "gate_changed")  # of the summary of a sampler with a gate
 
 
 class Figures:
@@ -22,6 +25,7 @@ class Figures:
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
         self.bounded = False  # whether 1 - e^-ℓ is the proxy where there is no score
+        self.advice = Advice(float(getattr(sampler, "uniform_fraction", 0.3)))
         self.begin()
 
     def begin(self) -> None:
@@ -47,6 +51,7 @@ class Figures:
         losses, weight = (np.concatenate([step[part] for step in self._waiting]) for part in (0, 1))
         if self._waiting[0][2] is not None:
             proxy = np.concatenate([step[2] for step in self._waiting])
+            self.advice.add(losses, weight, proxy)
         else:
             positive = np.maximum(losses, 0.0)
             proxy = -np.expm1(-positive) if self.bounded else np.sqrt(positive)
@@ -61,12 +66,14 @@ class Figures:
         self._sum_up()
         summary = self.sampler.summary()
         steps = max(self._steps, 1)
+        gate = {f"sampling/{name}": float(summary[name]) for name in GATE if name in summary}
         return {
             "sampling/effective_fraction": float(summary["effective_fraction"]),
             "sampling/max_weight": float(summary["max_weight"]),
             "sampling/gain": self._uniform / self._drawn if self._drawn > 0.0 else 1.0,
             "sampling/unseen": 1.0 - summary["seen"] / len(self.sampler),
             "sampling/milliseconds": 1e3 * (self._spent() - self._seconds) / steps,
+            **gate,
         }
 
     def _spent(self) -> float:

@@ -145,14 +145,6 @@ def test_without_feedback_nothing_is_left_out() -> None:
 # --- fit ------------------------------------------------------------------------------------------
 
 
-class Feedback(LossFeedback):
-    """What ``LossFeedback`` does, and epochs end."""
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_batch_end(batch, logs)
-        end_epoch(self.model, self.sampler, batch)
-
-
 class Steps(keras.callbacks.Callback):
     """Counts the steps of each epoch, and puts them into the history."""
 
@@ -178,7 +170,7 @@ def fit(sampler: Any, epochs: int, **options: Any) -> dict[str, list[float]]:
     model, dataset = a_model(), importance_dataset((X, Y), sampler, B)
     if "steps_per_epoch" in options:
         dataset = dataset.repeat()
-    callbacks = [Steps(), Feedback(model, sampler)]
+    callbacks = [Steps(), LossFeedback(model, sampler)]
     history = model.fit(dataset, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks, **options)
     return history.history
 
@@ -225,7 +217,7 @@ def reported(kind: Any, together: int = 1, **options: Any) -> tuple[Any, Any, li
     model, dataset = a_model(), importance_dataset((X, Y), sampler, B)
     model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", steps_per_execution=together)
     losses = -np.log(model.predict(X, verbose=0)[np.arange(N), Y])
-    callbacks = [Feedback(model, sampler)]
+    callbacks = [LossFeedback(model, sampler)]
     history = model.fit(dataset, epochs=8, verbose=0, shuffle=False, callbacks=callbacks).history["loss"]
     expected, batches = [], []
     for draw in made:

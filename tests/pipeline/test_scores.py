@@ -295,7 +295,7 @@ def test_refused_where_it_cannot_be_told(name: str) -> None:
 
 
 def test_another_score_is_refused() -> None:
-    with pytest.raises(ValueError, match="score must be one of 'gradient_norm' or None, got 'loss'"):
+    with pytest.raises(ValueError, match="score must be one of 'gradient_norm', 'last_layer' or None, got 'loss'"):
         LossFeedback(functional(), ImportanceSampler(N), score="loss")
 
 
