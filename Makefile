@@ -5,6 +5,7 @@
 # make bench   measure the sampler's throughput
 # make bench-pipeline   measure the input pipelines
 # make bench-step   measure what the feedback and the loss of each sample cost a training step
+# make bench-learning   train every method on every task and say what each was worth: an hour
 # make peers   install what others offer under .peers, for make bench ARGS=--peers and make bench-pipeline ARGS=--peers
 #
 # Each sets up .venv first, where that was not done yet: Python 3.11 to 3.13, make and a package index are
@@ -15,7 +16,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test soak check format bench bench-pipeline bench-step peers clean
+.PHONY: train test soak check format bench bench-pipeline bench-step bench-learning peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.uniform_vs_importance $(ARGS)
@@ -43,6 +44,9 @@ bench-pipeline: $(INSTALLED)
 
 bench-step: $(INSTALLED)
 	$(BIN)/python -m benchmarks.step_overhead $(ARGS)
+
+bench-learning: $(INSTALLED)
+	$(BIN)/python -m benchmarks.learning $(ARGS)
 
 peers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peers.install $(ARGS)

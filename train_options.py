@@ -268,10 +268,10 @@ def methods_of(config: Config) -> dict[str, Config]:
         raise OptionError(
             f"--compare must name two samplings or more, each once, like uniform,importance; got {config.compare!r}"
         )
-    return {name: _method(config, name) for name in names}
+    return {name: method_of(config, name) for name in names}
 
 
-def _method(config: Config, text: str) -> Config:
+def method_of(config: Config, text: str) -> Config:
     """``name:option=value:...`` over the other options."""
     name, *options = text.split(":")
     if name not in SAMPLINGS:

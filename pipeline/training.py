@@ -353,7 +353,7 @@ class _Recorder(keras.callbacks.Callback):
             row = self._row()
             rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
             loss = float((logs or {})["loss"])
-            self.figures = {name: value for name, value in (logs or {}).items() if name.startswith("sampling/")}
+            self.figures = {name: float(value) for name, value in (logs or {}).items() if name.startswith("sampling/")}
             self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "loss": loss})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
