@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sampler import batches, checks, weights
-from sampler.ledger import Draw, Ledger, frozen
+from sampler.ledger import Draw, Flight, Ledger, Told, frozen
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
@@ -54,6 +54,7 @@ class Sampler:
     seconds = 0.0  # spent in draws and updates so far, waiting left out
     fully_corrected = True  # whether every weight is 1/(N p)
     epochs_vary = False  # whether an epoch is what ``ends_epoch`` says, or always N samples rounded up to batches
+    auto = False  # whether ``suit`` may name the priority
     _scored = False  # whether scores take the place of losses
 
     def __init__(
@@ -75,7 +76,7 @@ class Sampler:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._generator = np.random.default_rng(seed)
-        self._ledger = None if self.feedback_lag is None else Ledger(self.feedback_lag)
+        self._ledger = self._new_ledger()
         self._step = 0
         self._taken = 0  # samples taken from the current pass over all of them
         self._passes = 0  # whole passes before it
@@ -91,6 +92,11 @@ class Sampler:
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def wants_score(self) -> bool:
+        """Whether ``update`` has a use for scores."""
+        return self._scored
 
     @property
     def step(self) -> int:
@@ -132,11 +138,17 @@ class Sampler:
             columns = self._choose(count)
             draw = frozen(self._step, *columns)
             self._step += 1
+            self._hand_out(draw)
             if self._ledger is not None:
-                self._ledger.hand_out(draw)
                 self._record_what_can_count()  # feedback that came early counts from the next draw on
             self.seconds += time.perf_counter() - start
             return draw
+
+    def suit(self, priority: str) -> None:
+        """Name the priority that ``priority="auto"`` stands for. ``ValueError`` for a sampler that was not made so."""
+        raise ValueError(
+            f"{priority!r} cannot suit a {type(self).__name__}; only one made with priority='auto' is told its priority"
+        )
 
     def poll_rows(self, index: Int64s, weight: Float32s, probability: Float32s, step: Int64s, *, seconds: float) -> int:
         """Fill rows of these (m, B) arrays with one draw each, the next m, as many as need not wait; returns how many.
@@ -173,10 +185,19 @@ class Sampler:
         batches.weigh(probability, self._size, beta, weight, self._recent[self._step % RECENT_DRAWS])
         return weight
 
-    def _from_pass(self, index: Int64s) -> None:
-        """Fill ``index`` with the next samples of the current pass; they must not be more than are left."""
-        batches.permuted(self._keys, self._size, self._taken, index)
-        self._taken += index.size
+    def _hand_out(self, draw: Draw) -> None:
+        """A new draw leaves."""
+        if self._ledger is not None:
+            self._ledger.hand_out(draw)
+
+    def _go_on_with_pass(self, index: Int64s) -> int:
+        """Fill ``index`` from its front with what is left of the pass, or with a new one; returns how many that are."""
+        if self._taken == self._size:
+            self._taken, self._passes, self._keys = 0, self._passes + 1, self._new_keys()
+        part = index[: self._size - self._taken]
+        batches.permuted(self._keys, self._size, self._taken, part)
+        self._taken += part.size
+        return part.size
 
     def _new_keys(self) -> npt.NDArray[np.uint64]:
         return self._generator.integers(0, 2**64, 2 * batches.MIXING_ROUNDS, dtype=np.uint64, endpoint=False)
@@ -243,6 +264,7 @@ class Sampler:
         losses: npt.ArrayLike,
         step: npt.ArrayLike | None = None,
         score: npt.ArrayLike | None = None,
+        mean_gradient_norm: npt.ArrayLike | None = None,
     ) -> None:
         """Learn the unweighted losses of the samples drawn. O(B log N).
 
@@ -252,8 +274,11 @@ class Sampler:
             step: of the draw they belong to, an integer or (B,) integers; None means now, newer than all that
                 is known, and it counts at once, under a lag too.
             score: (B,) norms of the samples' gradients or a proxy of them, ≥ 0. A priority that asks for them
-                (``"gradient_norm"``) takes them in place of the losses; where it is another, they are checked and left
-                alone. A sample whose loss is not finite has no score either.
+                (``"gradient_norm"``) takes them in place of the losses, and a gate judges by them; where there is
+                neither, they are checked and left alone. A sample whose loss is not finite has no score either.
+            mean_gradient_norm: one number ≥ 0, the norm of the gradient of the batch's weighted mean loss, in the units
+                of the scores: for a gate. Of several for one step the last counts; one that is not finite keeps the
+                step from the gate.
 
         A sample given twice counts with the mean of its finite losses. A loss that is NaN or infinite
         leaves its sample's priority as it was, is counted and logged. A loss older than what is known of its sample is
@@ -263,6 +288,7 @@ class Sampler:
         indices = checks.indices(index, self._size)
         values = checks.per_sample("losses", losses, indices.size)
         scores = None if score is None else checks.per_sample("score", score, indices.size)
+        told = self._what_is_told(values, scores, _norm(mean_gradient_norm))
         if self._scored:
             values = self._scores(values, scores)
         steps = checks.steps(step, indices.size)
@@ -270,7 +296,7 @@ class Sampler:
             return
         with self._lock:
             start = time.perf_counter()
-            self._learn(indices, values, steps)
+            self._learn(indices, values, steps, told)
             if self._ledger is not None:
                 self._changed.notify_all()
             self.seconds += time.perf_counter() - start
@@ -285,7 +311,11 @@ class Sampler:
             )
         return scores if batches.count_finite(losses) == losses.size else np.where(np.isfinite(losses), scores, losses)
 
-    def _learn(self, index: Int64s, losses: Float64s, steps: Int64s | None) -> None:
+    def _what_is_told(self, losses: Float64s, scores: Float64s | None, norm: float) -> Told | None:
+        """What a gate is told beside losses (B,); None where there is no gate."""
+        return None
+
+    def _learn(self, index: Int64s, losses: Float64s, steps: Int64s | None, told: Told | None) -> None:
         finite = batches.count_finite(losses)
         matched = None  # where the losses wait, if they wait
         if self._ledger is not None and steps is not None:
@@ -305,11 +335,19 @@ class Sampler:
         if finite < losses.size:
             self._count_nonfinite(index[~np.isfinite(losses)])
         if self._ledger is not None and matched is not None:
-            self._ledger.report(matched, losses)
+            self._ledger.report(matched, losses, told)
             self._counts["late"] += index.size - sum(match.count for match in matched)
             self._record_what_can_count()
         else:
             self._record(learnt)
+            if told is not None and steps is not None:
+                self._tell_recent(index, steps, told)
+
+    def _tell_recent(self, index: Int64s, steps: Int64s, told: Told) -> None:
+        """Without a lag: tell the gate of the samples ``index``."""
+
+    def _tell(self, flight: Flight) -> None:
+        """Tell the gate of a draw whose feedback is complete, and counts from now on."""
 
     def _check_all(self, index: Int64s, losses: Float64s, finite: int) -> None:
         """Refuse losses (B,), of which so many are finite, that the priority cannot take."""
@@ -345,7 +383,9 @@ class Sampler:
         assert self._ledger is not None
         for flight in self._ledger.due(self._step):
             step = np.array([flight.draw.step], np.int64)
-            self._record(self._prepare(flight.draw.index, flight.losses, step))
+            learnt = self._prepare(flight.draw.index, flight.losses, step)
+            self._tell(flight)
+            self._record(learnt)
 
     def _now(self) -> Int64s:
         # At most LARGEST_STEP: one more than a draw or an update can name, and the largest that ``newest`` holds.
@@ -509,6 +549,9 @@ class Sampler:
             "_waiting_since": None,
         }
 
+    def _new_ledger(self) -> Ledger | None:
+        return None if self.feedback_lag is None else Ledger(self.feedback_lag)
+
     def _read_ledger(self, in_flight: dict[str, Any] | None, step: int) -> Ledger | None:
         if self.feedback_lag is None:
             if in_flight is not None and len(in_flight["step"]):
@@ -516,8 +559,8 @@ class Sampler:
                     "%d draws in flight are dropped: without a feedback_lag none are kept", len(in_flight["step"])
                 )
             return None
-        ledger = Ledger(self.feedback_lag)
-        if in_flight is not None:
+        ledger = self._new_ledger()
+        if ledger is not None and in_flight is not None:
             checks.indices(in_flight["index"], self._size)
             ledger.load_state_dict(in_flight, next_step=step)
         return ledger
@@ -543,6 +586,22 @@ class Sampler:
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _norm(value: npt.ArrayLike | None) -> float:
+    """A ``mean_gradient_norm`` that was given, infinite where it is not finite, or NaN where none was."""
+    if value is None:
+        return np.nan
+    given = np.asarray(value)
+    if given.shape != () or not checks.is_real(given.dtype):
+        raise TypeError(
+            f"mean_gradient_norm must be one number, got {given.dtype} of shape {given.shape}; it is the norm of the "
+            "whole batch's gradient"
+        )
+    number = float(given)
+    if number < 0.0:
+        raise ValueError(f"mean_gradient_norm must be at least 0, got {number:g}; it is a norm")
+    return number if np.isfinite(number) else np.inf
 
 
 def _no_step_left(step: int) -> OverflowError:

@@ -15,6 +15,9 @@ handed out again, unchanged.
     matched = ledger.match(index, steps, next_step)
     ledger.report(matched, losses)               # its feedback, whole or in parts
     for flight in ledger.due(next_step): ...     # complete, in order of step
+
+A ledger that is *watching* keeps, for a gate, the p that the priorities gave each sample, and the scores that come
+back with the losses. ``Recent`` keeps no more than that, where there is no lag and nothing waits.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ COLUMNS: dict[str, type] = {
     "losses": np.float64,
     "reported": np.bool_,
 }
+WATCHED: dict[str, type] = {"prior": np.float64, "scores": np.float64}  # and what one that watches keeps beside it
+RECENT = 1024  # draws whose feedback may still come where there is no lag
 
 
 class Draw(NamedTuple):
@@ -60,24 +65,40 @@ class Draw(NamedTuple):
     weight: Float32s
 
 
+class Told(NamedTuple):
+    """What a gate is told beside the losses."""
+
+    scores: Float64s  # (B,), NaN where there is none
+    norm: float  # of the batch's mean gradient; NaN where none was given, infinite where it was not finite
+
+
 class Flight:
-    """A draw on its way, and the losses that have come back for it."""
+    """A draw on its way, and what has come back for it.
 
-    __slots__ = ("draw", "losses", "missing", "reported")
+    Where it is watched, ``prior`` (B,) is the p that the priorities gave the samples, NaN where there were none yet.
+    """
 
-    def __init__(self, draw: Draw) -> None:
-        self.draw = draw
+    __slots__ = ("draw", "losses", "missing", "norm", "prior", "reported", "scores")
+
+    def __init__(self, draw: Draw, prior: Float64s | None = None) -> None:
+        self.draw, self.prior = draw, prior
         self.losses = np.zeros(draw.index.size, np.float64)
+        self.scores = None if prior is None else np.full(draw.index.size, np.nan)
         self.open()
 
     def open(self) -> None:
         """None of its draws is reported."""
         self.reported = np.zeros(self.draw.index.size, np.bool_)
         self.missing = self.reported.size
+        self.norm = np.nan
 
-    def report(self, places: Places, losses: Float64s) -> None:
-        """The losses of the draws at the unreported ``places``."""
+    def report(self, places: Places, losses: Float64s, told: Told | None = None) -> None:
+        """The losses, and what else is ``told``, of the draws at the unreported ``places``."""
         self.losses[places] = losses
+        if self.scores is not None:
+            self.scores[places] = np.nan if told is None else told.scores
+            if told is not None and not np.isnan(told.norm):  # of several parts the last one counts
+                self.norm = told.norm
         self.reported[places] = True
         self.missing -= losses.size
 
@@ -99,17 +120,17 @@ class Match(NamedTuple):
 class Ledger:
     """Draws in flight, ascending by step, for a lag of ``lag`` ≥ 1 steps."""
 
-    def __init__(self, lag: int) -> None:
-        self.lag = lag
+    def __init__(self, lag: int, *, watching: bool = False) -> None:
+        self.lag, self.watching = lag, watching
         self._flights: dict[int, Flight] = {}
         self._again: deque[int] = deque()
 
     def __len__(self) -> int:
         return len(self._flights)
 
-    def hand_out(self, draw: Draw) -> None:
-        """Enter a draw that leaves the sampler."""
-        self._flights[draw.step] = Flight(draw)
+    def hand_out(self, draw: Draw, prior: Float64s | None = None) -> None:
+        """Enter a draw that leaves the sampler; ``prior`` as in ``Flight``, for one that is watching."""
+        self._flights[draw.step] = Flight(draw, prior)
 
     def match(self, index: Int64s, steps: Int64s, next_step: int) -> list[Match]:
         """Where each report belongs; changes nothing.
@@ -134,10 +155,11 @@ class Ledger:
                 matched.append(Match(flight, places, which[known], places.size))
         return matched
 
-    def report(self, matched: list[Match], losses: Float64s) -> None:
-        """Write the losses where ``match`` said they belong."""
+    def report(self, matched: list[Match], losses: Float64s, told: Told | None = None) -> None:
+        """Write the losses, and what else was told, where ``match`` said they belong."""
         for match in matched:
-            match.flight.report(match.places, losses[match.which])
+            part = None if told is None else Told(told.scores[match.which], told.norm)
+            match.flight.report(match.places, losses[match.which], part)
 
     def due(self, next_step: int) -> Iterator[Flight]:
         """The flights that the draw of ``next_step`` uses, in order, up to the first incomplete.
@@ -181,7 +203,7 @@ class Ledger:
         """Everything in flight as plain arrays, one entry for each draw in flight or each of its samples."""
         flights = list(self._flights.values())
         draws = [flight.draw for flight in flights]
-        return {
+        state = {
             "step": np.array([draw.step for draw in draws], np.int64),
             "size": np.array([draw.index.size for draw in draws], np.int64),
             "index": _joined([draw.index for draw in draws], "index"),
@@ -190,6 +212,11 @@ class Ledger:
             "losses": _joined([flight.losses for flight in flights], "losses"),
             "reported": _joined([flight.reported for flight in flights], "reported"),
         }
+        if self.watching:
+            for name in WATCHED:
+                state[name] = _joined([getattr(flight, name) for flight in flights], name)
+            state["norm"] = np.array([flight.norm for flight in flights], np.float64)
+        return state
 
     def load_state_dict(self, state: dict[str, Any], *, next_step: int) -> None:
         """Take back what ``state_dict`` gave; what is not fed back will be handed out again.
@@ -198,14 +225,55 @@ class Ledger:
         changed then.
         """
         steps, sizes = _checked_steps(state, next_step)
-        columns = [checks.array(name, state[name], np.empty(sizes.sum(), dtype)) for name, dtype in COLUMNS.items()]
+        names = {**COLUMNS, **(WATCHED if self.watching else {})}
+        columns = [checks.array(name, state[name], np.empty(sizes.sum(), dtype)) for name, dtype in names.items()]
+        norms = (
+            checks.array("norm", state["norm"], np.empty(steps.size)) if self.watching else np.full(steps.size, np.nan)
+        )
         flights = {}
-        for step, end, size in zip(steps.tolist(), np.cumsum(sizes), sizes, strict=True):
-            index, probability, weight, losses, reported = (column[end - size : end].copy() for column in columns)
-            flights[step] = Flight(frozen(step, index, probability, weight))
-            flights[step].report(reported, losses[reported])
+        for step, end, size, norm in zip(steps.tolist(), np.cumsum(sizes), sizes, norms.tolist(), strict=True):
+            index, probability, weight, losses, reported, *watched = (
+                column[end - size : end].copy() for column in columns
+            )
+            prior, scores = watched or (None, None)
+            told = None if scores is None else Told(scores[reported], norm)
+            flights[step] = Flight(frozen(step, index, probability, weight), prior)
+            flights[step].report(reported, losses[reported], told)
         self._flights = flights
         self.rewind()
+
+
+class Recent(Ledger):
+    """The newest draws, 1,024 at most, of a sampler without a lag: so that what comes back finds how it was drawn."""
+
+    def __init__(self) -> None:
+        super().__init__(1, watching=True)
+
+    def hand_out(self, draw: Draw, prior: Float64s | None = None) -> None:
+        """Enter a draw that leaves the sampler; the oldest makes room."""
+        super().hand_out(draw, prior)
+        if len(self._flights) > RECENT:
+            del self._flights[next(iter(self._flights))]
+
+    def tell(self, index: Int64s, steps: Int64s, told: Told) -> list[Flight]:
+        """Take what was told of the samples ``index``; gives the flights that this completes, which leave.
+
+        ``steps`` is (B,), or (1,) where all have the same. Nothing is refused: what is of no draw known here is left
+        out.
+        """
+        steps = np.broadcast_to(steps, index.shape)
+        done = []
+        for step in np.unique(steps).tolist():
+            flight = self._flights.get(step)
+            if flight is not None:
+                which = np.flatnonzero(steps == step)
+                which = which[np.isin(index[which], flight.draw.index)]
+                places, known = _places(flight, index[which])
+                scores = told.scores[which[known]]
+                flight.report(places, scores, Told(scores, told.norm))
+                if flight.complete:
+                    done.append(self._flights.pop(step))
+        return done
 
 
 def frozen(step: int, index: Int64s, probability: Float64s, weight: Float32s) -> Draw:
@@ -235,7 +303,7 @@ def _places(flight: Flight, index: Int64s) -> tuple[Int64s, Int64s]:
 
 
 def _joined(parts: list[npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
-    return np.concatenate(parts) if parts else np.empty(0, COLUMNS[name])
+    return np.concatenate(parts) if parts else np.empty(0, {**COLUMNS, **WATCHED}[name])
 
 
 def _checked_steps(state: dict[str, Any], next_step: int) -> tuple[Int64s, Int64s]:

@@ -119,6 +119,16 @@ class RankedStore:
         """The priorities of the samples ``index`` (B,) in [0, N): (B,) float64."""
         return self._priorities[checks.indices(index, self._size)]
 
+    def probability_of(self, index: Int64s, uniform_fraction: float = 0.0) -> Float64s:
+        """Give p of the samples ``index`` (B,) in [0, N), as ``probabilities`` does: (B,) float64. O(B log N)."""
+        priorities = self.get(index)
+        if self._is_uniform(uniform_fraction):
+            return np.full(priorities.size, 1.0 / self._size)
+        pairs = zip((-priorities).tolist(), index.tolist(), strict=True)
+        # A sample of priority 0 has no rank; any place past the last one is right.
+        places = [self._ranked.index(pair) if pair[0] else self._size for pair in pairs]
+        return self._share(np.array(places, np.int64), uniform_fraction)
+
     def fade(self, newest: Int32s, first: int, last: int, before: int, share: float, mean: float) -> None:
         """Move stale samples among ``first`` to ``last - 1`` a ``share`` in [0, 1] of the way to ``mean``.
 

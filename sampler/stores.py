@@ -53,6 +53,8 @@ class PriorityStore(Protocol):
 
     def get(self, index: Int64s) -> Float64s: ...
 
+    def probability_of(self, index: Int64s, uniform_fraction: float = 0.0) -> Float64s: ...
+
     def find(self, positions: npt.ArrayLike, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
 
     def find_distinct(self, count: int, offset: float, uniform_fraction: float = 0.0) -> tuple[Int64s, Float64s]: ...
@@ -141,6 +143,14 @@ class ProportionalStore:
     def get(self, index: Int64s) -> Float64s:
         """The priorities of the samples ``index`` (B,) in [0, N): (B,) float64."""
         return self._leaves[checks.indices(index, self._size)].astype(np.float64)
+
+    def probability_of(self, index: Int64s, uniform_fraction: float = 0.0) -> Float64s:
+        """Give p of the samples ``index`` (B,) in [0, N), as ``probabilities`` does: (B,) float64. O(B)."""
+        floor, priorities = self._floor(uniform_fraction), self.get(index)
+        if floor is None:
+            return np.full(priorities.size, 1.0 / self._size)
+        shares: Float64s = (priorities + floor) / (self.total + floor * self._size)
+        return shares
 
     def record(self, newest: Int32s, index: Int64s, steps: Int64s, priorities: Float64s, smoothing: float) -> int:
         """Learn priorities (B,) of distinct samples from feedback; returns how many were new.

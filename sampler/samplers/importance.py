@@ -9,14 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sampler import batches, checks, draws, kernels, priorities
+from sampler import batches, checks, draws, gates, kernels, priorities
 from sampler.base import RECENT_DRAWS, Float32s, Float64s, Int64s, Learnt, Sampler, logger
 from sampler.bound import DrawBound
+from sampler.evidence import Evidence
+from sampler.gates import Gate
+from sampler.ledger import Draw, Flight, Ledger, Recent, Told
 from sampler.priorities import Priority, Remembering
 from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 
 STORES: dict[str, Callable[..., PriorityStore]] = {"proportional": ProportionalStore, "ranked": RankedStore}
+GATE_NEEDS = "probability_of"  # of a store, beside these, where there is a gate
 STORE_NEEDS = ["__len__", *PriorityStore.__annotations__, *(n for n in vars(PriorityStore) if not n.startswith("_"))]
+STORE_NEEDS.remove(GATE_NEEDS)
 PART = 2**17  # losses that are looked at together when all are known at the start: they stay in the cache
 
 
@@ -30,7 +35,8 @@ class ImportanceSampler(Sampler):
     Args:
         num_samples: N ≥ 1, the samples of the data set.
         priority: ``"loss"``, ``"sqrt"``, ``"bounded"`` (1 - e^-ℓ), ``"clipped"`` (at a quantile of the recent
-            losses), ``"gradient_norm"`` (the ``score`` given to ``update``), what :mod:`sampler.priorities` makes
+            losses), ``"gradient_norm"`` (the ``score`` given to ``update``), ``"auto"`` (what ``suit`` names before the
+            first loss arrives, else ``"loss"``), what :mod:`sampler.priorities` makes
             (``power(0.6)``, ``relative(reference)``), or a function (B,) losses -> (B,) priorities.
         uniform_fraction: λ in [0, 1]. 0 draws by priority alone, 1 uniformly; no weight exceeds 1/λ.
         smoothing: in [0, 1), the share of a sample's old priority kept at an update; its first counts whole.
@@ -40,6 +46,12 @@ class ImportanceSampler(Sampler):
             an object with the methods of ``PriorityStore``, such as ``RankedStore(num_samples, alpha=0.5)``.
         beta: β in [0, 1], or a function of the step. 1 corrects fully, 0 not at all.
         first_pass: first every sample once, in shuffled order at weight 1, before priorities are used.
+        warmup: ≥ 0, further whole passes at weight 1 before priorities are used, which until then are learnt.
+        finish_at: the step from which on to the end draws are passes at weight 1 again, or None. What was left to the
+            uniform share of the draws is so looked at once more, and the end is as it would be without priorities.
+        gate: ``"variance"``, ``"speedup"`` or what :mod:`sampler.gates` makes: judges by the scores given to ``update``
+            whether priorities pay. While it is closed, as at first, draws are passes at weight 1. None: they are by
+            priority, whether that pays or not.
         initial_priority: ≥ 0, of a sample that has had no finite loss yet.
         losses: (N,) known losses to start from; then there is no first pass. About a second for N = 1e8.
         keep_losses: keep the newest loss of every sample: ``losses()`` gives them, and ``set_priority`` can change the
@@ -75,6 +87,9 @@ class ImportanceSampler(Sampler):
         store: str | PriorityStore = "proportional",
         beta: float | Callable[[int], float] = 1.0,
         first_pass: bool = True,
+        warmup: int = 0,
+        finish_at: int | None = None,
+        gate: str | Gate | None = None,
         initial_priority: float = 1.0,
         losses: npt.ArrayLike | None = None,
         keep_losses: bool = False,
@@ -86,7 +101,10 @@ class ImportanceSampler(Sampler):
         ascending: bool = False,
         seed: int | None = None,
     ) -> None:
-        self._priority = priorities.resolve(priority, num_samples)
+        self.auto = isinstance(priority, str) and priority == "auto"  # whether ``suit`` may name the priority
+        if self.auto and losses is not None:
+            raise ValueError("priority='auto' is named later, and losses= need it now; name it: priority='sqrt'")
+        self._priority = priorities.loss if self.auto else priorities.resolve(priority, num_samples)
         self._made_with = self._priority
         self._memory = _memory(self._priority)
         self.uniform_fraction = checks.number("uniform_fraction", uniform_fraction, 0.0, 1.0)
@@ -95,9 +113,13 @@ class ImportanceSampler(Sampler):
         self._beta = beta if callable(beta) else checks.number("beta", beta, 0.0, 1.0)
         self.forget = checks.number("forget", forget, 0.0, 1.0, top_open=True)
         first_pass, self._ascending = checks.flag("first_pass", first_pass), checks.flag("ascending", ascending)
+        self.warmup = checks.whole("warmup", warmup, least=0)
+        self.finish_at = None if finish_at is None else checks.whole("finish_at", finish_at, least=0)
+        judge = gates.resolve(gate)
+        self._watching = judge is not None
         keep_losses = checks.flag("keep_losses", keep_losses)
         if keep_losses and self._scored:
-            raise ValueError("keep_losses=True keeps losses, and priority='gradient_norm' learns scores; leave one out")
+            raise _kept_and_scored()
         first = checks.number("initial_priority", initial_priority, 0.0, np.inf, top_open=True)
         super().__init__(
             num_samples,
@@ -108,6 +130,12 @@ class ImportanceSampler(Sampler):
             all_known=losses is not None,
         )
         self._store = _store(store, self._size, first if losses is None else 0.0)
+        self._gate = None
+        self._prior: Float64s | None = None  # the p that the priorities gave the last draw, for the gate
+        if judge is not None:
+            if not hasattr(self._store, GATE_NEEDS):
+                raise ValueError(f"a gate asks the store for {GATE_NEEDS}, which {type(self._store).__name__} has not")
+            self._gate = Evidence(judge, self._size, Recent() if self._ledger is None else None)
         self._losses = np.full(self._size, np.nan, np.float32) if keep_losses else None
         self._bound = None
         if max_draws is not None:
@@ -125,6 +153,11 @@ class ImportanceSampler(Sampler):
         return not callable(self._beta) and self._beta == 1.0
 
     @property
+    def wants_score(self) -> bool:
+        """Whether ``update`` has a use for scores: for the priority, or for the gate."""
+        return self._scored or self._watching
+
+    @property
     def _scored(self) -> bool:  # type: ignore[override]
         return bool(getattr(self._priority, "scored", False))
 
@@ -135,28 +168,53 @@ class ImportanceSampler(Sampler):
             checks.distinct(count, self._size)
         if self._bound is not None:
             self._bound.begin(self._store)
-        left = min(count, self._size - self._taken)
-        if left == 0:
+        known = self._passes > 0 or self._taken == self._size  # whether priorities are, of all samples
+        if not self._is_uniform():
+            left = 0
             index, probability = self._by_priority(count)
             weight = self._weigh(probability, beta)
         else:
             index, probability = np.empty(count, np.int64), np.full(count, 1.0 / self._size)
+            left = self._from_passes(index)
             if left < count:
                 index[left:], probability[left:] = self._by_priority(count - left)
             weight = self._weigh(probability, beta)
-            self._from_pass(index[:left])
             weight[:left] = 1.0
+        if self._gate is not None:
+            self._prior = self._prior_of(index, probability, left) if known else np.full(count, np.nan)
         if self._bound is not None:
             self._bound.count(self._store, index)
         return index, probability, weight
+
+    def _is_uniform(self) -> bool:
+        """Whether the next sample is one of a pass: the first ones, the finish, and those of a closed gate."""
+        warm = self._passes + (self._taken == self._size) > self.warmup
+        finishing = self.finish_at is not None and self._step >= self.finish_at
+        return not warm or finishing or (self._gate is not None and not self._gate.open)
+
+    def _from_passes(self, index: Int64s) -> int:
+        """Fill ``index`` from its front with samples of passes, as long as draws are uniform; returns how many."""
+        left = 0
+        while left < index.size and self._is_uniform():
+            left += self._go_on_with_pass(index[left:])
+        return left
+
+    def _prior_of(self, index: Int64s, probability: Float64s, left: int) -> Float64s:
+        """The p of ``index`` by priority: of the first ``left``, of passes, what it would have been."""
+        if left == 0:
+            return probability
+        prior = probability.copy()
+        prior[:left] = self._store.probability_of(index[:left], self.uniform_fraction)
+        return prior
 
     def poll_rows(self, index: Int64s, weight: Float32s, probability: Float32s, step: Int64s, *, seconds: float) -> int:
         """As that of every sampler. Systematic draws by priority alone are made together."""
         rows, count = index.shape
         with self._lock:
             store = self._store
-            by_priority = self._taken == self._size and self._scheme is draws.systematic
+            by_priority = not self._is_uniform() and self._scheme is draws.systematic
             simple = self._ledger is None and self._bound is None and not self.forget
+            simple = simple and self._gate is None and self.finish_at is None
             last = self._step + rows > checks.LARGEST_STEP
             if type(store) is not ProportionalStore or not by_priority or not simple or last:
                 return super().poll_rows(index, weight, probability, step, seconds=seconds)
@@ -176,6 +234,7 @@ class ImportanceSampler(Sampler):
             return int(rows)
 
     def _by_priority(self, count: int) -> draws.Drawn:
+        self._taken = self._size  # a pass that was broken off is over
         if self.forget:
             self._fade(count)
         if self._store.total <= 0.0:
@@ -257,6 +316,37 @@ class ImportanceSampler(Sampler):
             self._bound.hold(self._store, learnt.index)
         return new
 
+    # --- the gate -----------------------------------------------------------------------------
+
+    def _new_ledger(self) -> Ledger | None:
+        return None if self.feedback_lag is None else Ledger(self.feedback_lag, watching=self._watching)
+
+    def _hand_out(self, draw: Draw) -> None:
+        if self._ledger is not None:
+            self._ledger.hand_out(draw, self._prior)
+        elif self._gate is not None and self._prior is not None:
+            self._gate.hand_out(draw, self._prior)
+
+    def _what_is_told(self, losses: Float64s, scores: Float64s | None, norm: float) -> Told | None:
+        return None if self._gate is None else self._gate.told(losses, scores, norm)
+
+    def _tell_recent(self, index: Int64s, steps: Int64s, told: Told) -> None:
+        if self._gate is not None:
+            self._gate.tell_recent(index, steps, told, self._step)
+
+    def _tell(self, flight: Flight) -> None:
+        if self._gate is not None:
+            self._gate.tell(flight, self._step)
+
+    def summary(self) -> dict[str, int | float]:
+        """As of every sampler; with a gate also its state ``gate_open``, its estimate ``gate_gain`` of how many times
+        less noisy draws by priority are, and ``gate_changed``, the step of its last change, or -1.
+        """
+        with self._lock:
+            return {**super().summary(), **({} if self._gate is None else self._gate.summary())}
+
+    # --- looking inside, and changing it ------------------------------------------------------
+
     def probabilities(self) -> Float64s:  # noqa: D102
         with self._lock:
             return self._store.probabilities(self.uniform_fraction)
@@ -276,6 +366,31 @@ class ImportanceSampler(Sampler):
         """
         with self._lock:
             return self._kept_losses().copy()
+
+    def suit(self, priority: str) -> None:
+        """Name the priority that ``"auto"`` stands for: ``"loss"``, ``"sqrt"``, ``"bounded"`` or ``"gradient_norm"``.
+
+        To be done before the first loss arrives, by who knows the loss function; the same again is no matter. Raises
+        ``ValueError`` for another name, for another priority once there are losses, and for a sampler that was not
+        made with ``priority="auto"``; nothing is changed then.
+        """
+        if not isinstance(priority, str) or priority not in priorities.NAMED:
+            raise ValueError(f"suit takes one of {', '.join(map(repr, priorities.NAMED))}, got {priority!r}")
+        named = priorities.NAMED[priority]
+        with self._lock:
+            ours = priorities.describe(self._priority)
+            if not self.auto:
+                raise ValueError(f"the sampler has priority={ours}; to have {priority!r} suit it, make it with 'auto'")
+            if named is self._priority:
+                return
+            if self._counts["updates"]:
+                raise ValueError(
+                    f"losses have arrived, and priorities were made of them by {ours}; name {priority!r} before the "
+                    "first update, or make a new sampler"
+                )
+            if named is priorities.gradient_norm and self._losses is not None:
+                raise _kept_and_scored()
+            self._priority = self._made_with = named
 
     def set_priority(self, priority: str | Priority) -> None:
         """Change the priority function, and derive every priority anew from the sample's newest loss. O(N).
@@ -299,7 +414,7 @@ class ImportanceSampler(Sampler):
             if memory is not None:
                 memory.observe(given)
                 derived = priorities.apply(changed, given, known, signed=self._store.signed)
-            self._priority, self._memory = changed, memory
+            self._priority, self._memory, self.auto = changed, memory, False
             if self._bound is not None:
                 self._bound.release_all(self._store)
             values = self._store.priorities()
@@ -338,6 +453,7 @@ class ImportanceSampler(Sampler):
             "losses": None if self._losses is None else self._losses.copy(),
             "bound": None if self._bound is None else self._bound.state_dict(),
             "faded": self._faded,
+            **({} if self._gate is None else {"gate": self._gate.state_dict()}),
         }
 
     def _options(self) -> dict[str, Any]:
@@ -346,6 +462,7 @@ class ImportanceSampler(Sampler):
             "store": _describe(self._store),
             "priority": priorities.describe(self._priority),
             "max_draws": None if self._bound is None else self._bound.max_draws,
+            **({} if self._gate is None else {"gate": self._gate.describe()}),
         }
 
     def _check_state(self, state: dict[str, Any]) -> None:
@@ -354,6 +471,8 @@ class ImportanceSampler(Sampler):
         for name in ("store", "max_draws"):
             if name in theirs and theirs[name] != ours[name]:
                 raise _differs(name, theirs[name], ours[name])
+        if theirs.get("gate") != ours.get("gate"):
+            raise _differs("gate", theirs.get("gate"), ours.get("gate"))
         if self._losses is not None and state.get("losses", ()) is None:
             raise _differs("keep_losses", False, True)
         if "priority" in state:
@@ -375,7 +494,12 @@ class ImportanceSampler(Sampler):
     def _priority_of(self, state: dict[str, Any]) -> Priority:
         """The priority that ``state`` is of: the one there is, or the one before ``set_priority``."""
         written, remembers = self._options_of(state).get("priority"), state["priority"] is not None
-        for priority in (self._priority, self._made_with):
+        candidates: list[Priority] = [
+            self._priority,
+            self._made_with,
+            *(priorities.NAMED.values() if self.auto else ()),
+        ]
+        for priority in candidates:
             alike = priorities.describe(priority) == written
             if alike or (written is None and remembers == (_memory(priority) is not None)):
                 return priority
@@ -393,8 +517,14 @@ class ImportanceSampler(Sampler):
             parts.append((self._bound, state["bound"]))
         if memory is not None:
             parts.append((memory, state["priority"]))
+        if self._gate is not None:
+            parts.append((self._gate, state["gate"]))
         _load_all(parts)
         self._faded, self._losses, self._priority, self._memory = faded, losses, priority, memory
+
+
+def _kept_and_scored() -> ValueError:
+    return ValueError("keep_losses=True keeps losses, and priority='gradient_norm' learns scores; leave one out")
 
 
 def _store(store: str | PriorityStore, size: int, initial_priority: float) -> PriorityStore:

@@ -42,10 +42,6 @@ class UniformSampler(Sampler):
         index = np.empty(count, np.int64)
         filled = 0
         while filled < count:
-            if self._taken == self._size:
-                self._taken, self._passes, self._keys = 0, self._passes + 1, self._new_keys()
-            part = index[filled : filled + self._size - self._taken]
-            self._from_pass(part)
-            filled += part.size
+            filled += self._go_on_with_pass(index[filled:])
         probability = np.full(count, 1.0 / self._size)
         return index, probability, self._weigh(probability, 1.0)
