@@ -127,13 +127,23 @@ def is_a_sum(model: keras.Model) -> bool:
     return bool(sums)
 
 
-def is_cross_entropy(model: keras.Model) -> bool:
-    """Whether all compiled losses are cross-entropies, by their names."""
-    names = []
-    for entry in flat_losses(model):
-        loss = entry.loss.loss if isinstance(entry.loss, _RowWise) else entry.loss
-        names.append(f"{type(loss).__name__} {getattr(loss, 'name', '')} {entry.name}".lower().replace("_", ""))
-    return bool(names) and all("crossentropy" in name for name in names)
+def kind_of_loss(model: keras.Model) -> str | None:
+    """``"cross-entropy"`` or ``"squared error"`` where that is what all compiled losses are, by their names; else None.
+
+    A focal loss is neither: it weighs a cross-entropy by something of its own.
+    """
+    given = getattr(getattr(model, "_compile_loss", None), "_user_loss", None)
+    kinds = {_kind(loss) for loss in tf.nest.flatten(given)}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _kind(loss: Any) -> str | None:
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    name = getattr(loss, "__name__", type(loss).__name__).lower().replace("_", "")
+    if "crossentropy" in name and "focal" not in name:
+        return "cross-entropy"
+    return "squared error" if name == "meansquarederror" else None
 
 
 def weigh_metrics(model: keras.Model, importance: Importance) -> None:

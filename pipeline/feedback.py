@@ -33,12 +33,12 @@ import tensorflow as tf
 
 from pipeline import user_weights
 from pipeline.advice import Advice
-from pipeline.compiled import build_from_spec, is_a_sum, is_cross_entropy, restore, rowwise, weigh_metrics
+from pipeline.compiled import build_from_spec, is_a_sum, kind_of_loss, restore, rowwise, weigh_metrics
 from pipeline.dataset import iterations_begun
 from pipeline.epochs import end_epoch
 from pipeline.figures import Figures
 from pipeline.ring import Ring
-from pipeline.scores import GradientNorm, Watched
+from pipeline.scores import SCORES, GradientNorm, Watched
 
 HOOKS = (
     "train_step",
@@ -49,7 +49,6 @@ HOOKS = (
     "fit",
     "train_on_batch",
 )
-SCORES = ("gradient_norm", "last_layer")
 TOGETHER = 8  # steps whose losses are read in one look, where draws do not wait for them
 SHARE = 10  # and at most such a part of an epoch, as many as are drawn ahead
 
@@ -65,8 +64,10 @@ class LossFeedback(keras.callbacks.Callback):
         score: what is fed back beside each loss, for a sampler with ``priority="gradient_norm"`` or with a gate:
             ``"gradient_norm"``, the norm of the loss's gradient with respect to the pre-activations of the last layer,
             or ``"last_layer"``, with respect to that layer's weights, where it is a dense one on (B, d); the same as
-            the first elsewhere. None: ``"last_layer"`` where the sampler wants scores and the layer can be told.
-            With the score comes the norm of the batch's mean gradient, for the gate.
+            the first elsewhere. None: ``"last_layer"`` where the sampler wants scores and the layer can be told; with
+            ``priority="auto"``, which becomes that, or else ``"bounded"`` for cross-entropies, ``"sqrt"`` for
+            squared errors and ``"loss"`` for others. With the score comes the norm of the batch's mean gradient, for
+            the gate.
         at: the layer whose pre-activations are meant, or its name: for subclassed models, and models of several
             outputs. A layer without an activation is taken by its output.
 
@@ -129,11 +130,10 @@ class LossFeedback(keras.callbacks.Callback):
         self._together = 1  # of them there is one look at the ring in so many
         self._begun: int | None = None  # iterations over the sampler's draws, before this fit
         self._evaluating = 0  # how deep in ``evaluate``
-        self._figures = Figures(sampler)
-        self._unasked = score is None  # then what cannot be scored goes without
-        self._wants_score = bool(getattr(sampler, "wants_score", False))
+        self._figures = Figures(sampler, bounded=kind_of_loss(model) == "cross-entropy")
+        self._asked = score is not None or getattr(sampler, "_scored", False)  # else what has no score goes without
         self._gradient_norm = None
-        if score is not None or self._wants_score:
+        if self._asked or getattr(sampler, "wants_score", False) or getattr(sampler, "auto", False):
             self._gradient_norm = GradientNorm(model, at, weights=score != "gradient_norm")
         build_from_spec(model)
 
@@ -148,6 +148,8 @@ class LossFeedback(keras.callbacks.Callback):
             )
         super().set_model(model)
         self._check_lag()
+        if getattr(self.sampler, "auto", False):
+            self.sampler.suit(self._suitable())
 
     def set_params(self, params: dict[str, Any]) -> None:
         """Let the history say how its metrics are weighted."""
@@ -196,6 +198,15 @@ class LossFeedback(keras.callbacks.Callback):
                 f"come back only after it; raise feedback_lag to {together} or more"
             )
 
+    def _suitable(self) -> str:
+        """The priority for ``"auto"``: the gradient's norm where it can be had, else what is nearest to it."""
+        assert self._gradient_norm is not None
+        kind = kind_of_loss(self._fitted)
+        if kind is not None and self._gradient_norm.can_be_told():
+            self._asked = True
+            return "gradient_norm"
+        return {"cross-entropy": "bounded", "squared error": "sqrt"}.get(kind or "", "loss")
+
     def _install(self) -> None:
         self._remove()
         model = self._fitted
@@ -226,7 +237,7 @@ class LossFeedback(keras.callbacks.Callback):
             try:
                 self._gradient_norm.attach()
             except ValueError:
-                if not self._unasked:
+                if self._asked:
                     raise
 
     def _remove(self) -> None:
@@ -276,7 +287,6 @@ class LossFeedback(keras.callbacks.Callback):
                 "the model's train_step never called compute_loss, so the losses of its samples cannot be had; call "
                 "self.compute_loss(x, y, y_pred, sample_weight) there, or use a custom loop with per_sample_loss"
             )
-        self._figures.bounded = is_cross_entropy(self._fitted)
         self._write(step)
         return logs
 
@@ -328,11 +338,11 @@ class LossFeedback(keras.callbacks.Callback):
         try:
             score = watched.norms(step.losses)
         except ValueError:
-            if not self._unasked:
+            if self._asked:
                 raise
             return
         step.scores = {"score": score}
-        if self._wants_score:
+        if getattr(self.sampler, "wants_score", False):
             step.scores["mean_norm"] = tf.fill(tf.shape(score), watched.mean_norm(step.unbiased))
 
     def _own_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> tf.Tensor:

@@ -1,7 +1,7 @@
 """A forward pass in inference mode: the loss of each sample, and the norm of its gradient where that is asked for.
 
     forward = Forward(model, batches.element_spec)          # of (x, y), compiled once for batches of any size
-    losses, norms = forward(x, y)                           # (m,) float32 each; norms None unless ``scored``
+    losses, norms = forward(x, y)                           # (m,) float32 each; norms None without ``score``
 
 Nothing of the model changes: dropout is off, batch normalisation uses what it has learnt and learns nothing. It is
 called from Python, not from inside another graph, so it runs where the model's variables are.
@@ -31,8 +31,8 @@ class Forward:
         model: any Keras model of one output; it is built where that was not done yet, if its inputs are dense.
         spec: the structure ``(x, y)`` or ``(x, y, ...)`` of ``tf.TypeSpec``, with a first axis of any size.
         loss: as for ``loss_of``.
-        scored: whether the norm of each loss's gradient at the last layer's pre-activations is wanted, for the price of
-            the derivative of the model's last operations.
+        score: None, or which norm of each loss's gradient is wanted, ``"gradient_norm"`` or ``"last_layer"`` as for
+            ``LossFeedback``, for the price of the derivative of the model's last operations.
         at: the layer of those pre-activations, or its name; needed for subclassed models.
 
     Raises ``ValueError`` for data without y, for a model or a loss of several outputs, and where no layer's
@@ -45,14 +45,14 @@ class Forward:
         spec: Any,
         loss: str | keras.losses.Loss | Loss | None = None,
         *,
-        scored: bool = False,
+        score: str | None = None,
         at: str | keras.layers.Layer | None = None,
     ) -> None:
         if not isinstance(spec, tuple) or len(spec) not in (2, 3):
             raise ValueError(f"a loss needs samples of (x, y), or (x, y, sample_weight), got elements {spec}")
         self._model = model
         self._losses_of = loss_of(model, loss)
-        self._norm = GradientNorm(model, at) if scored else None
+        self._norm = None if score is None else GradientNorm(model, at, weights=score != "gradient_norm")
         _build(model, spec[0])
         with self._attached():
             self._compiled = tf.function(self._pass).get_concrete_function(*spec[:2])

@@ -135,7 +135,8 @@ class Presampler:
         if any(isinstance(part, tf.SparseTensorSpec) for part in tf.nest.flatten(dataset.element_spec)):
             raise TypeError("samples cannot be chosen out of a batch of sparse tensors; map them by tf.sparse.to_dense")
         batches = dataset.batch(self._candidates)
-        forward = Forward(self._model, batches.element_spec, self._loss, scored=self._scored, at=self._at)
+        score = "gradient_norm" if self._scored else None
+        forward = Forward(self._model, batches.element_spec, self._loss, score=score, at=self._at)
         stream = _Stream(self, forward, batches.element_spec[:2])
         numbers = tf.data.Dataset.from_tensors(0).map(stream.begin)
         train = numbers.flat_map(

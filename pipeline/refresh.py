@@ -26,10 +26,9 @@ import tensorflow as tf
 from pipeline.forward import Float32s, Forward
 from pipeline.losses import Loss
 from pipeline.progress import counting
+from pipeline.scores import SCORES
 from pipeline.sources import as_source
 from sampler import checks
-
-SCORES = ("gradient_norm",)
 
 
 class Scorer:
@@ -42,7 +41,8 @@ class Scorer:
             source of it, ``as_source(dataset)``, and pass it to both.
         loss: what ``per_sample_loss`` takes; None is the loss that the model was compiled with.
         map_fn: called with each element, as that of ``importance_dataset``, to decode it.
-        scored: whether gradient norms are wanted as well.
+        score: None, or the gradient norms that are wanted as well: ``"gradient_norm"`` or ``"last_layer"``, as for
+            ``LossFeedback``.
         at: for these, the layer whose pre-activations are meant, or its name.
 
     Raises what ``as_source`` and ``Forward`` raise.
@@ -55,14 +55,14 @@ class Scorer:
         loss: str | keras.losses.Loss | Loss | None = None,
         *,
         map_fn: Callable[..., Any] | None = None,
-        scored: bool = False,
+        score: str | None = None,
         at: str | keras.layers.Layer | None = None,
     ) -> None:
         self._source = as_source(source)
         first = tf.data.Dataset.from_tensor_slices(self._packed(np.zeros(1, np.int64)))
         self._mapped = None if map_fn is None else _each(map_fn, first)
         spec = (first if map_fn is None else first.map(map_fn)).batch(1).element_spec
-        self._forward = Forward(model, spec, loss, scored=scored, at=at)
+        self._forward = Forward(model, spec, loss, score=score, at=at)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -128,8 +128,8 @@ class RefreshStalest(keras.callbacks.Callback):
         start: steps before anything is scored; None: ceil(N / B), as the first pass sees every sample itself. 0 is for
             a sampler that has no first pass, or has it behind.
         loss, map_fn: as for ``Scorer``.
-        score: ``"gradient_norm"`` tells the sampler gradient norms too, as ``LossFeedback`` does; None does so where
-            the sampler's priority asks for them.
+        score: ``"gradient_norm"`` or ``"last_layer"`` tells the sampler gradient norms too, as ``LossFeedback`` does;
+            None is ``"last_layer"`` where the sampler's priority asks for them. It must be the same as that one's.
         at: the layer whose pre-activations these are of, or its name.
 
     Put it behind ``LossFeedback``, so that the losses of the step just done are known when the stalest are chosen. What
@@ -170,14 +170,15 @@ class RefreshStalest(keras.callbacks.Callback):
                 f"the source has {len(self._source)} elements, the sampler {len(sampler)} samples; they must be the "
                 "same, in the same order"
             )
-        self._asked = score is not None
+        self._score = score
         self._make_scorer = functools.partial(Scorer, model, self._source, loss, map_fn=map_fn, at=at)
         self._steps, self._batches = 0, 0  # done in all
         self._last = -1  # the number of the last step of this epoch
 
     @functools.cached_property
     def _scorer(self) -> Scorer:
-        return self._make_scorer(scored=self._asked or bool(getattr(self.sampler, "_scored", False)))
+        wanted = "last_layer" if getattr(self.sampler, "_scored", False) else None
+        return self._make_scorer(score=self._score or wanted)
 
     def set_model(self, model: keras.Model) -> None:
         """Compile the forward pass, before the training begins; by now the sampler knows its priority."""

@@ -28,6 +28,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+SCORES = ("gradient_norm", "last_layer")  # by the pre-activations, by the layer's weights
 ACTIVATIONS = tuple(getattr(keras.layers, name) for name in ("Softmax", "ReLU", "LeakyReLU", "PReLU", "ELU"))
 SHAPES = tuple(
     getattr(keras.layers, name) for name in ("Reshape", "Flatten", "Permute", "Identity", "Dropout", "InputLayer")
@@ -64,6 +65,14 @@ class GradientNorm:
             if self._before is not None:
                 object.__setattr__(self._attached, "call", self._before)
             self._attached = None
+
+    def can_be_told(self) -> bool:
+        """Whether the layer can be found."""
+        try:
+            self._layer()
+        except ValueError:
+            return False
+        return True
 
     @property
     def attached(self) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import LossFeedback, importance_dataset
-from sampler import ImportanceSampler
+from pipeline import LossFeedback, SparseCategoricalFocalCrossentropy, importance_dataset, per_sample_loss
+from sampler import ImportanceSampler, priorities
 
 N, B, K = 24, 6, 4
 RNG = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def gradients(model: keras.Model, y: np.ndarray) -> np.ndarray:
     rows = []
     for i in range(N):
         with tf.GradientTape() as tape:
-            loss = model.loss(y[i : i + 1], model(X[i : i + 1]))
+            loss = keras.losses.get(model.loss)(y[i : i + 1], model(X[i : i + 1]))
         parts = tape.gradient(loss, model.get_layer("head").trainable_weights)
         rows.append(np.concatenate([part.numpy().ravel() for part in parts]))
     return np.array(rows, np.float64)
@@ -113,3 +113,41 @@ def test_a_model_whose_last_layer_cannot_be_told_goes_without_unless_asked_for()
         model.fit(data, shuffle=False, verbose=0, callbacks=[LossFeedback(model, sampler, score="last_layer")])
     model.fit(data, shuffle=False, verbose=0, callbacks=[LossFeedback(model, sampler, at=model.head)])
     assert sampler.told[-1][1] is not None
+
+
+AUTO: dict[str, tuple[Any, np.ndarray, str]] = {
+    "softmax, by name": ("sparse_categorical_crossentropy", CLASSES, "gradient_norm"),
+    "squared error": (keras.losses.MeanSquaredError(), VALUES, "gradient_norm"),
+    "absolute error": ("mae", VALUES, "loss"),
+    "focal": (SparseCategoricalFocalCrossentropy(from_logits=True), CLASSES, "loss"),
+}
+
+
+@pytest.mark.parametrize("name", AUTO)
+def test_auto_is_the_priority_that_suits_the_loss(name: str) -> None:
+    loss, y, expected = AUTO[name]
+    model, sampler = model_of(loss), ImportanceSampler(N, priority="auto", seed=0)
+    data = importance_dataset((X, y), sampler, B)
+    for _ in range(2):
+        model.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=[LossFeedback(model, sampler)])
+    losses = per_sample_loss(loss)(y, model(X)).numpy()
+    told = np.linalg.norm(gradients(model, y), axis=1) if expected == "gradient_norm" else losses
+    np.testing.assert_allclose(sampler.priorities(), told, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("loss", "y", "function"), [(SPARSE, CLASSES, "bounded"), ("mse", VALUES, "sqrt")])
+def test_auto_without_a_layer_that_can_be_told(loss: Any, y: np.ndarray, function: str) -> None:
+    class Subclassed(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = keras.layers.Dense(K)
+
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            return self.head(x)
+
+    model, sampler = Subclassed(), ImportanceSampler(N, priority="auto", seed=0)
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    data = importance_dataset((X, y), sampler, B)
+    model.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=[LossFeedback(model, sampler)])
+    expected = priorities.resolve(function)(per_sample_loss(loss)(y, model(X)).numpy().astype(np.float64))
+    np.testing.assert_allclose(sampler.priorities(), expected, rtol=2e-5)

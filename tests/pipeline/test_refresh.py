@@ -108,7 +108,7 @@ def test_losses_of_sequences_are_those_that_come_back_from_training(
 
 def test_gradient_norms_come_with_the_losses() -> None:
     model = network(keras.layers.Dense(4, "tanh"))
-    losses, norms = Scorer(model, (X, CLASSES), scored=True)(np.array([3, 3, 29]))
+    losses, norms = Scorer(model, (X, CLASSES), score="gradient_norm")(np.array([3, 3, 29]))
     expected_losses, expected_norms = oracle(model)
     np.testing.assert_allclose(losses, expected_losses[[3, 3, 29]], rtol=1e-5)
     np.testing.assert_allclose(norms, expected_norms[[3, 3, 29]], rtol=1e-5)
