@@ -116,9 +116,8 @@ def _execute(config: Config) -> None:
             raise TrainingError(error) from error
     write_results(plan, outcome)
     if not config.quiet:
-        print(f"{sentence(outcome)}; written to {config.folder}")
-        if said := advice(plan, outcome):
-            print(said)
+        said = advice(plan, outcome)
+        print(f"{sentence(outcome)}; written to {config.folder}" + (f". {said}" if said else ""))
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -423,14 +422,17 @@ def sentence(outcome: Outcome) -> str:
 
 
 def advice(plan: Plan, outcome: Outcome) -> str | None:
-    """What the run found out about its own sampling, in a sentence; None where there is nothing to say."""
-    found = plan.sampler.summary()
-    if "gate_open" not in found:
-        return None
-    state = "paid, and were used" if found["gate_open"] else "did not pay, and draws were uniform"
-    return (
-        f"At the end priorities {state} (gain {found['gate_gain']:.2f}, last change at step {found['gate_changed']})."
-    )
+    """What a run that draws by loss found out about that, in sentences; None where there is nothing to say."""
+    config, found, said = plan.config, plan.sampler.summary(), []
+    if "gate_open" in found:
+        state = "paid and were used" if found["gate_open"] else "did not pay, and draws were uniform"
+        changed = f"; the gate last changed at step {found['gate_changed']:,}" if found["gate_changed"] >= 0 else ""
+        said.append(f"At the end draws by priority {state}: a gain of {found['gate_gain']:.2f}{changed}.")
+    if config.sampling == "importance" and config.priority != "auto" and outcome.advice is not None:
+        better = outcome.advice.sentence(config.priority)
+        if better is not None:
+            said.append(f"{better[0].upper()}{better[1:]}.")
+    return " ".join(said) or None
 
 
 def summary(plan: Plan, outcome: Outcome) -> dict[str, Any]:

@@ -72,21 +72,27 @@ class Config:
     """Steps over which the learning rate first rises from 0."""
     seed: int = 0
     """Fixes the first weights and all draws. The data are the same for every seed."""
-    priority: Literal["loss", "sqrt", "bounded", "clipped"] = "loss"
-    """Priority of a sample with loss l: l, sqrt(l) for squared errors, 1-exp(-l) for cross-entropy,
-    or l up to the 95 % quantile of the recent losses, for labels that may be wrong.
-    Used by importance alone."""
+    priority: Literal["loss", "sqrt", "bounded", "clipped", "gradient_norm", "auto"] = "loss"
+    """Priority of a sample with loss l: l, sqrt(l) for squared errors, 1-exp(-l) for cross-entropy, l up to the 95 %
+    quantile of the recent losses for labels that may be wrong, the norm of the gradient at the last layer, or auto,
+    what suits the loss function. Used by importance alone, as is the next."""
+    gate: Literal["variance", "speedup", "none"] = "variance"
+    """Draws are by priority only while that pays: by the variance of the gradient that batches show, by the criterion
+    of Katharopoulos & Fleuret, or none: always."""
     uniform_fraction: float = 0.3
     """Share of the draws that is uniform: 0 by priority alone, 1 uniformly.
-    No weight exceeds its inverse. Used by importance, ranked and reducible, as are the three that follow."""
+    No weight exceeds its inverse. Used by importance, ranked and reducible, as are the four that follow."""
     smoothing: float = 0.5
     """Share of its old priority that a sample keeps at a new loss: 0 none, near 1 almost all."""
     beta: float = 1.0
     """Exponent of the importance weights: 1 corrects for the draws fully, 0 not at all (biased)."""
     scheme: Literal["systematic", "multinomial", "stratified", "without_replacement"] = "systematic"
     """How a batch is drawn from the probabilities."""
+    warmup: int = 0
+    """Epochs of uniform draws before priorities are used, beside the first, in which every sample is new."""
     finish: float | None = None
-    """Share of the training, at its end, on uniform data. None: an eighth for pruning, nothing for others."""
+    """Share of the training, at its end, on uniform data, for pruning as well. None: an eighth for pruning, nothing
+    for others."""
     refresh: float = 0.0
     """Samples not seen for long whose loss is looked at by a forward pass, for each sample trained on."""
     prune: float = 0.5
@@ -132,8 +138,19 @@ class Config:
 
 NOT_SAVED = ("config", "print_config", "dry_run", "quiet")  # what to do, not what to train
 METHOD_KEYS = (  # what a method of --compare may have for itself
-    *("learning_rate", "decay", "warmup_steps", "loss", "priority", "uniform_fraction", "smoothing", "beta"),
-    *("scheme", "finish", "refresh", "prune", "selectivity", "presample", "balance", "reference", "feedback_lag"),
+    *("learning_rate", "decay", "warmup_steps", "loss", "priority", "gate", "uniform_fraction", "smoothing", "beta"),
+    *(
+        "scheme",
+        "warmup",
+        "finish",
+        "refresh",
+        "prune",
+        "selectivity",
+        "presample",
+        "balance",
+        "reference",
+        "feedback_lag",
+    ),
 )
 UNITS = {"epochs": "epochs", "epoch": "epochs", "steps": "steps", "step": "steps", "s": "seconds"}
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name not in NOT_SAVED)
@@ -215,6 +232,7 @@ def check(config: Config) -> None:
     _require(config, "seed", 0 <= config.seed < 2**32, "in 0..4294967295")
     every = config.evaluate_every
     _require(config, "evaluate_every", every is None or every >= 1, "at least 1, or None")
+    _require(config, "warmup", config.warmup >= 0, "at least 0")
     _require(config, "refresh", 0 <= config.refresh < math.inf, "at least 0 and finite")
     _require(config, "presample", 1 <= config.presample < math.inf, "at least 1 and finite")
     _require(config, "seeds", config.seeds >= 1, "at least 1")

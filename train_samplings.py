@@ -11,6 +11,7 @@ function and a line. TensorFlow is imported by those alone that need it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,13 +72,14 @@ def uniform(config: Config, task: Task) -> UniformSampler:
 
 
 def importance(config: Config, task: Task) -> ImportanceSampler:
-    """By loss, or by what ``--priority`` makes of it."""
-    return ImportanceSampler(task.num_samples, priority=config.priority, **_weighted(config))
+    """By loss, or by what ``--priority`` makes of it, where that pays."""
+    gate = None if config.gate == "none" else config.gate
+    return ImportanceSampler(task.num_samples, priority=config.priority, gate=gate, **_weighted(config, task))
 
 
 def ranked(config: Config, task: Task) -> RankedSampler:
     """By the rank of the loss (Schaul et al., 2016)."""
-    return RankedSampler(task.num_samples, **_weighted(config))
+    return RankedSampler(task.num_samples, **_weighted(config, task))
 
 
 def pruning(config: Config, task: Task) -> PruningSampler:
@@ -95,7 +97,7 @@ def reducible(config: Config, task: Task) -> ReducibleSampler:
     """By loss over that of a reference model (RHO-LOSS: Mindermann et al., 2022)."""
     if task.reference is None:
         raise ValueError("--sampling reducible needs --reference: a .npy file of (N,) losses, or auto")
-    return ReducibleSampler(task.num_samples, reference=task.reference(), **_weighted(config))
+    return ReducibleSampler(task.num_samples, reference=task.reference(), **_weighted(config, task))
 
 
 def presampled(config: Config, task: Task) -> Any:
@@ -118,13 +120,15 @@ def _common(config: Config) -> dict[str, Any]:
     return {"feedback_lag": config.feedback_lag, "seed": config.seed}
 
 
-def _weighted(config: Config) -> dict[str, Any]:
+def _weighted(config: Config, task: Task) -> dict[str, Any]:
     """The options of ``ImportanceSampler`` and those made of it."""
     return {
         "uniform_fraction": config.uniform_fraction,
         "smoothing": config.smoothing,
         "beta": config.beta,
         "scheme": config.scheme,
+        "warmup": config.warmup,
+        "finish_at": None if config.finish is None else math.floor((1.0 - config.finish) * task.steps),
         **_common(config),
     }
 

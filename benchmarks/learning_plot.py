@@ -19,7 +19,7 @@ from benchmarks.learning_tasks import FIRST, METHODS
 if TYPE_CHECKING:
     from benchmarks.learning import Study
 
-COLORS = dict(zip(METHODS, (INK, BLUE, SKY, RED, ORANGE, GREEN, PURPLE, YELLOW), strict=True))
+COLORS = dict(zip(METHODS, (INK, SKY, BLUE, "#7f4f24", RED, ORANGE, GREEN, PURPLE, YELLOW), strict=True))
 ACROSS = 4  # panels in a row
 
 Point = tuple[float, float, float, float]  # fraction, ratio, low, high
@@ -56,10 +56,11 @@ def draw(study: Study, path: Path) -> None:
                 panel.fill_between(x, low, high, color=COLORS[method], alpha=0.15, linewidth=0)
         panel.set_yscale("log")
         panel.set_xlim(0.0, 1.05)
+        panel.set_xlabel("fraction of uniform's steps", fontsize=9)
         panel.set_title(task, color=INK, fontsize=11)
         panel.grid(which="major", color="#ececec", linewidth=0.8)
+        panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("budget, as a fraction of uniform's", fontsize=10)
     figure.supylabel("test loss over uniform's", fontsize=10)
     styles = {name: drawing.Style(name, color, "o") for name, color in COLORS.items()}
     drawing.legend(figure, styles, columns=len(styles))

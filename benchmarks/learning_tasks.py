@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 METHODS = {  # what ``train.py --compare`` takes
     "uniform": "uniform",
-    "importance": "importance",
+    "importance": "importance",  # by the loss, gated
+    "auto": "importance:priority=auto",
     "ranked": "ranked",
     "pruning": "pruning",
     "selective": "selective",
@@ -19,10 +20,10 @@ METHODS = {  # what ``train.py --compare`` takes
     "class-balanced": "class-balanced",
 }
 FIRST = "uniform"
-MAIN = ("uniform", "importance", "pruning")
+MAIN = ("uniform", "importance", "auto", "pruning")
 ALL = tuple(METHODS)
-ALL_BUT_CLASSES = tuple(name for name in METHODS if name != "class-balanced")
-BISECTED = ("importance", "pruning")  # of which the steps to uniform's final loss are looked for
+BY_LOSS = ("uniform", "importance", "auto")
+BISECTED = ("importance", "auto", "pruning")  # of which the steps to uniform's final loss are looked for
 
 FRACTIONS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 ADAM = (0.001, 0.003, 0.01)
@@ -57,8 +58,8 @@ class Task(NamedTuple):
 
 TASKS = {
     "checker": Task("checker", 6_000, goal=0.5, methods=ALL),
-    "checker-long": Task("checker", 15_000, goal=0.3),
-    "peaks": Task("peaks", 5_000, goal=0.5, methods=ALL_BUT_CLASSES),
+    "checker-long": Task("checker", 15_000, goal=0.3, methods=BY_LOSS),
+    "peaks": Task("peaks", 5_000, goal=0.5),
     "heavy-rows": Task("heavy-rows", 4_000, goal=0.75),
     "heavy-linear": Task(
         "heavy-linear",
@@ -73,7 +74,7 @@ TASKS = {
     "teacher": Task("teacher", 6_000, goal=0.8),
     "digits": Task("digits", 860, model="cnn", milliseconds=5.0),
     "digits-longtail": Task("digits-longtail", 600, model="cnn", milliseconds=5.0, methods=ALL),
-    "digits-pixels": Task("digits-pixels", 860, model="lstm", milliseconds=15.0),
+    "digits-pixels": Task("digits-pixels", 860, model="lstm", milliseconds=15.0, methods=BY_LOSS),
     "digits-noisy": Task("digits-noisy", 860, methods=ALL),
     "gaussians": Task("gaussians", 2_500),
     "clusters": Task("clusters", 4_000),

@@ -44,6 +44,7 @@ def draw(comparison: Comparison, path: Path, title: str) -> None:
         panel.set_yscale("log")
         panel.set_xlabel(label)
         panel.grid(which="major", color="#ececec", linewidth=0.8)
+        panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("test loss")
     if any(panel.lines for panel in panels):

@@ -35,6 +35,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.advice import Advice
 from pipeline.data import Array, Data
 from pipeline.dataset import importance_dataset
 from pipeline.feedback import LossFeedback
@@ -85,6 +86,8 @@ class Outcome:
             next, ``loss`` (the epoch's weighted mean, an estimate of the training set's),
             ``test_loss``, ``test_accuracy``.
         figures: what ``LossFeedback`` said of the sampling in the last epoch, ``sampling/gain`` and so on.
+        advice: which priority would have suited the training; it has something to say where the
+            sampler wanted scores.
         curve: a row every ``evaluate_every`` steps: ``step``, ``seconds``, ``test_loss``,
             ``test_accuracy``.
     """
@@ -100,6 +103,7 @@ class Outcome:
     history: list[Row]
     curve: list[Row]
     figures: dict[str, float] = field(default_factory=dict)
+    advice: Advice | None = None
 
 
 def train(
@@ -151,16 +155,17 @@ def train(
     model.compile(OPTIMIZERS[optimizer](rate), loss=trained_loss(loss, data))
     evaluator = Evaluator(model, data)
     recorder = _Recorder(evaluator, data, evaluate_every, steps)
-    feedback: list[keras.callbacks.Callback] = [LossFeedback(model, sampler)]
+    feedback = LossFeedback(model, sampler)
+    refreshing = []
     if refresh:
-        feedback.append(RefreshStalest(model, sampler, (data.x, data.y), batch_size=batch_size, budget=refresh))
+        refreshing.append(RefreshStalest(model, sampler, (data.x, data.y), batch_size=batch_size, budget=refresh))
     model.fit(
         _batches(data, sampler, batch_size, steps),
         epochs=epochs,
         steps_per_epoch=epoch_steps,
         shuffle=False,  # the sampler does; without this Keras warns
         verbose=0,
-        callbacks=[*feedback, recorder, *callbacks],
+        callbacks=[feedback, *refreshing, recorder, *callbacks],
     )
     test = recorder.test_score()
     return Outcome(
@@ -175,6 +180,7 @@ def train(
         history=recorder.history,
         curve=recorder.curve,
         figures=recorder.figures,
+        advice=feedback.advice,
     )
 
 

@@ -58,6 +58,8 @@ def test_every_option_is_read():
         smoothing=0.25,
         beta=0.5,
         scheme="multinomial",
+        gate="speedup",
+        warmup=2,
         finish=0.25,
         refresh=0.1,
         prune=0.25,
@@ -181,6 +183,7 @@ def test_a_missing_file_names_its_neighbour(file, capsys):
         (["--budget", "20"], "--budget must be like 20epochs, 3000steps or 120s, got '20'"),
         (["--budget", "2.5epochs"], "--budget must be like"),
         (["--budget", "0s"], "--budget must be like"),
+        (["--warmup", "-1"], "--warmup must be at least 0, got -1"),
         (["--finish", "1.5"], "--finish must be in 0..1, or None, got 1.5"),
         (["--prune", "1"], "prune must be in [0, 1), got 1"),
         (["--presample", "0.5"], "--presample must be at least 1 and finite, got 0.5"),
@@ -334,6 +337,59 @@ def test_every_sampling_trains(sampling, tmp_path, capsys):
     summary = result(tmp_path)
     assert (summary["sampling"], summary["steps"], summary["sampler"]["updates"]) == (sampling, 20, 20)
     assert summary["test_loss"] < np.log(10) * 1.1
+
+
+@pytest.mark.parametrize("options", [["--gate", "none", "--priority", "gradient_norm"], ["--priority", "auto"]])
+def test_importance_draws_as_it_is_told(options, tmp_path):
+    arguments = ["--dataset", "digits-longtail", "--model", "mlp", "--epochs", "4", "--warmup", "1", "--finish", "0.25"]
+    assert main([*arguments, *options, "--quiet", "--output", str(tmp_path)]) == 0
+    found = result(tmp_path)["sampler"]
+    assert found["seen"] == 280
+    assert ("gate_open" in found) == ("none" not in options)
+
+
+def test_phases_are_steps_of_the_training():
+    task = train_samplings.Task(100, 41)
+    sampler = train_samplings.make_sampler(Config(warmup=2, finish=0.25, gate="none"), task)
+    assert (sampler.warmup, sampler.finish_at) == (2, 30)
+    assert train_samplings.make_sampler(Config(), task).finish_at is None
+
+
+class Told:
+    def __init__(self, better):
+        self.better = better
+
+    def sentence(self, priority):
+        return self.better and self.better.format(priority)
+
+
+@pytest.mark.parametrize(
+    ("config", "summary", "better", "said"),
+    [
+        (
+            Config(),
+            {"gate_open": False, "gate_gain": 0.951, "gate_changed": -1},
+            "draws by 'sqrt', not {!r}, would",
+            "At the end draws by priority did not pay, and draws were uniform: a gain of 0.95. "
+            "Draws by 'sqrt', not 'loss', would.",
+        ),
+        (
+            Config(),
+            {"gate_open": True, "gate_gain": 1.5, "gate_changed": 1200},
+            None,
+            "At the end draws by priority paid and were used: a gain of 1.50; the gate last changed at step 1,200.",
+        ),
+        (Config(gate="none", priority="auto"), {}, "never", None),
+        (Config(sampling="uniform"), {}, "never", None),
+    ],
+)
+def test_a_run_by_loss_says_what_it_found(config, summary, better, said):
+    class Sampler:
+        def summary(self):
+            return summary
+
+    outcome = Outcome(1, 1, 1.0, 0.1, 0.1, 0.1, None, None, [], [], advice=Told(better))
+    assert train.advice(train.Plan(config, None, None, Sampler()), outcome) == said
 
 
 def test_the_samplings_are_those_of_the_option():
