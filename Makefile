@@ -1,4 +1,4 @@
-# make train   train uniform and importance sampling on two tasks, and compare them
+# make train   train uniform and importance sampling on two tasks, three seeds each, and compare them
 # make test    run the tests
 # make soak    run the long tests
 # make check   lint, format and types
@@ -19,7 +19,8 @@ INSTALLED := $(VENV)/installed
 .PHONY: train test soak check format bench bench-pipeline bench-step bench-learning peers clean
 
 train: $(INSTALLED)
-	$(BIN)/python -m benchmarks.uniform_vs_importance $(ARGS)
+	$(BIN)/python train.py --dataset digits --compare uniform,importance --seeds 3 --epochs 20 $(ARGS)
+	$(BIN)/python train.py --dataset checker --compare uniform,importance --seeds 3 --epochs 3 $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)

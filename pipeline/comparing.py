@@ -55,6 +55,7 @@ METRICS = (
     Metric("steps_to", "steps to best\ncommon loss", True),
     Metric("seconds_to", "seconds to best\ncommon loss", True),
     Metric("seconds", "seconds", True),
+    Metric("steps", "steps", True),
 )
 
 
@@ -335,11 +336,7 @@ def _said(method: str, summary: Summary) -> str:
 
 def to_tables(comparison: Comparison, title: str) -> list[Any]:
     """Two ``rich`` tables, a row a method: means with 95 % intervals, and how they compare with the first's."""
-    shown = [
-        metric
-        for metric in METRICS
-        if any(math.isfinite(metrics[metric.name].mean) for metrics in comparison.summaries.values())
-    ]
+    shown = [metric for metric in METRICS if _tells(comparison, metric)]
     first, *others = comparison.methods
     means = _table(f"{title}: means over {comparison.seeds} seeds ± 95 %", shown)
     for method in comparison.methods:
@@ -350,6 +347,12 @@ def to_tables(comparison: Comparison, title: str) -> list[Any]:
     for method in others:
         against.add_row(method, *(_against(comparison.summaries[method][metric.name], metric) for metric in shown))
     return [means, against]
+
+
+def _tells(comparison: Comparison, metric: Metric) -> bool:
+    """Whether there are figures of it; equal numbers of steps were asked for, and tell nothing."""
+    means = {metrics[metric.name].mean for metrics in comparison.summaries.values()}
+    return any(map(math.isfinite, means)) and not (metric.name == "steps" and len(means) == 1)
 
 
 def _table(title: str, metrics: Sequence[Metric]) -> Any:

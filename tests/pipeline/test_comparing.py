@@ -199,3 +199,12 @@ def test_methods_take_turns_within_a_seed_and_progress_is_told(monkeypatch):
     assert order == [(3, "uniform"), (3, "other"), (4, "uniform"), (4, "other")]
     assert told == [(("comparing", 280), {"unit": "steps"}), 50, 120, 190, 260]
     assert [(run.seed, run.method, run.steps) for run in runs] == [(s, m, steps[m]) for s, m in order]
+
+
+def test_steps_are_shown_where_they_differ():
+    """As they do for a budget in seconds."""
+    runs = [run_of("uniform", 0, [2.0, 1.0]), run_of("other", 0, [2.0, 1.0])]
+    longer = [runs[0], run_of("other", 0, [2.0, 1.5, 1.0])]
+    for given, shown in ((runs, False), (longer, True)):
+        headings = [str(column.header) for table in to_tables(Comparison.of(given), "task") for column in table.columns]
+        assert ("steps" in headings) == shown
