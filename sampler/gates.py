@@ -28,6 +28,9 @@ and ``gain`` is the first over the second. So it is near 1 where the batch is so
 bind, whatever U/P is (the gradient noise scale: McCandlish, Kaplan, Amodei et al., 2018, *An empirical model of
 large-batch training*). Without ``mean_gradient_norm`` G² = 0 is taken, and the gain is U/P: an upper bound of it.
 
+G² is that of independent draws. Passes and systematic draws vary less, so it comes out a little low and the gain a
+little high, by a few percent at large gains.
+
 What no gate here can see: samples that were easy when they were last looked at and are not any more are rarely drawn
 while it is open, and by the time they have moved the averages they have done their harm. And what it sees is the
 variance of a step, not whether training on the hard samples generalises.
@@ -74,7 +77,7 @@ class Gate(Protocol):
         """Take in one batch, in the order of the steps. Scores that are not finite are to be left out."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was learnt, as a dict of numbers, arrays and lists of these."""
+        """All that was learnt, as a dict of numbers, strings, arrays and dicts of these."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave; ``ValueError``, ``TypeError`` or ``KeyError``, and no change, else."""
@@ -169,13 +172,13 @@ class Averages:
         return ratio, math.sqrt(max(variance, 0.0)) / (priority + common)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, as plain numbers and lists."""
+        """The sums, as numbers and arrays."""
         return {
-            "sizes": list(self._sizes),
+            "sizes": np.array(self._sizes, np.float64),
             "weight": self._weight,
             "squares": self._squares,
-            "sums": self._sums.tolist(),
-            "products": self._products.tolist(),
+            "sums": self._sums.copy(),
+            "products": self._products.copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,7 +209,12 @@ class VarianceGate:
 
     It starts closed. It *opens* when the gain is above 1 + margin by ``confidence`` standard errors, after
     32 batches at the earliest. It *closes* when the gain is below by as many, or its estimate has been below for a
-    whole window, batch after batch. So at a gain near 1 + margin it stays what it is.
+    whole window, batch after batch. So at a gain near 1 + margin it mostly stays what it is.
+
+    In simulations with batches of 32 and λ = 0.3 (``tests/sampler/test_gates.py``) it opens within a hundred batches
+    at a gain of 1.9 and within 300 at 1.3, in the median, and never did in 120,000 batches at gains of 0.9 and 1.
+    Where a handful of the samples makes up the second moment, no window says what it is: what a batch counts is
+    bounded (``Averages``), so the estimate is that of the others, and the gate can err either way.
     """
 
     def __init__(self, *, window: int = 200, confidence: float = 3.0, margin: float = 0.05, dwell: int = 100) -> None:
@@ -269,9 +277,9 @@ class VarianceGate:
             self._since = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was learnt, as a dict of plain numbers and lists of these."""
+        """All that was learnt, as a dict of numbers, arrays and dicts of these."""
         return {
-            "open": self._open,
+            "open": int(self._open),
             "changes": self._changes,
             "since": self._since,
             "below": self._below,
@@ -280,7 +288,7 @@ class VarianceGate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave; nothing is changed where it is refused."""
-        open_ = checks.flag("open", state["open"])
+        open_ = bool(checks.whole("open", state["open"], least=0, most=1))
         changes, since, below = (checks.whole(name, state[name], least=0) for name in ("changes", "since", "below"))
         self._averages.load_state_dict(state["averages"])
         self._open, self._changes, self._since, self._below = open_, changes, since, below

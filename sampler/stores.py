@@ -12,7 +12,7 @@ that has these methods will do. ``ProportionalStore`` draws in proportion to pri
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -273,3 +273,39 @@ class ProportionalStore:
 
     def _rebuild(self) -> None:
         kernels.rebuild(self._leaves, self._sums)
+
+
+NAMED: dict[str, Callable[..., PriorityStore]] = {"proportional": ProportionalStore, "ranked": RankedStore}
+GATE_NEEDS = "probability_of"  # asked of a store only where there is a gate
+NEEDS = ["__len__", *PriorityStore.__annotations__, *(n for n in vars(PriorityStore) if not n.startswith("_"))]
+NEEDS.remove(GATE_NEEDS)
+
+
+def resolve(store: str | PriorityStore, size: int, initial_priority: float) -> PriorityStore:
+    """The store that ``store`` names, or ``store`` itself where it is one of ``size`` samples; ``ValueError`` else."""
+    if isinstance(store, str) and store in NAMED:
+        return NAMED[store](size, initial_priority=initial_priority)
+    missing = [name for name in NEEDS if not hasattr(store, name)]
+    if isinstance(store, (str, type)) or missing:
+        why = f", which has no {missing[0]}" if missing and not isinstance(store, str) else ""
+        raise ValueError(
+            f"store must be one of {', '.join(map(repr, NAMED))} or a PriorityStore such as "
+            f"ProportionalStore({size}), got {store!r}{why}"
+        )
+    if len(store) != size:
+        raise ValueError(f"store must hold {size} samples, got one of {len(store)}")
+    return store
+
+
+def check_for_gate(store: PriorityStore) -> None:
+    """``ValueError`` where a store of one's own lacks what only a gate asks for."""
+    if not hasattr(store, GATE_NEEDS):
+        raise ValueError(
+            f"a gate asks the store for {GATE_NEEDS}, which {type(store).__name__} has not; add it (see "
+            "PriorityStore), or make the sampler with gate=None"
+        )
+
+
+def describe(store: PriorityStore) -> str:
+    """How ``store`` is written, the same in every process."""
+    return f"RankedStore(alpha={store.alpha})" if isinstance(store, RankedStore) else type(store).__name__

@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sampler import batches, checks, draws, gates, kernels, priorities
+from sampler import batches, checks, draws, gates, kernels, priorities, stores
 from sampler.base import RECENT_DRAWS, Float32s, Float64s, Int64s, Learnt, Sampler, logger
 from sampler.bound import DrawBound
 from sampler.evidence import Evidence
 from sampler.gates import Gate
 from sampler.ledger import Draw, Flight, Ledger, Recent, Told
 from sampler.priorities import Priority, Remembering
-from sampler.stores import PriorityStore, ProportionalStore, RankedStore
+from sampler.stores import PriorityStore, ProportionalStore
 
-STORES: dict[str, Callable[..., PriorityStore]] = {"proportional": ProportionalStore, "ranked": RankedStore}
-GATE_NEEDS = "probability_of"  # of a store, beside these, where there is a gate
-STORE_NEEDS = ["__len__", *PriorityStore.__annotations__, *(n for n in vars(PriorityStore) if not n.startswith("_"))]
-STORE_NEEDS.remove(GATE_NEEDS)
 PART = 2**17  # losses that are looked at together when all are known at the start: they stay in the cache
 
 
@@ -129,12 +125,11 @@ class ImportanceSampler(Sampler):
             seed=seed,
             all_known=losses is not None,
         )
-        self._store = _store(store, self._size, first if losses is None else 0.0)
+        self._store = stores.resolve(store, self._size, first if losses is None else 0.0)
         self._gate = None
         self._prior: Float64s | None = None  # the p that the priorities gave the last draw, for the gate
         if judge is not None:
-            if not hasattr(self._store, GATE_NEEDS):
-                raise ValueError(f"a gate asks the store for {GATE_NEEDS}, which {type(self._store).__name__} has not")
+            stores.check_for_gate(self._store)
             self._gate = Evidence(judge, self._size, Recent() if self._ledger is None else None)
         self._losses = np.full(self._size, np.nan, np.float32) if keep_losses else None
         self._bound = None
@@ -459,7 +454,7 @@ class ImportanceSampler(Sampler):
     def _options(self) -> dict[str, Any]:
         """The options without which a state makes no sense."""
         return {
-            "store": _describe(self._store),
+            "store": stores.describe(self._store),
             "priority": priorities.describe(self._priority),
             "max_draws": None if self._bound is None else self._bound.max_draws,
             **({} if self._gate is None else {"gate": self._gate.describe()}),
@@ -482,7 +477,7 @@ class ImportanceSampler(Sampler):
         """The options that ``state`` is of; of one from before they were written down, what its parts tell."""
         told: dict[str, Any] = {}
         store = state.get("store")
-        if isinstance(store, dict) and type(self._store) in STORES.values():
+        if isinstance(store, dict) and type(self._store) in stores.NAMED.values():
             ranked = "alpha" in store
             told["store"] = f"RankedStore(alpha={store['alpha']})" if ranked else "ProportionalStore"
         if "bound" in state and (state["bound"] is None) != (self._bound is None):
@@ -525,26 +520,6 @@ class ImportanceSampler(Sampler):
 
 def _kept_and_scored() -> ValueError:
     return ValueError("keep_losses=True keeps losses, and priority='gradient_norm' learns scores; leave one out")
-
-
-def _store(store: str | PriorityStore, size: int, initial_priority: float) -> PriorityStore:
-    """The store that ``store`` names, or ``store`` itself where it is one of ``size`` samples."""
-    if isinstance(store, str) and store in STORES:
-        return STORES[store](size, initial_priority=initial_priority)
-    missing = [name for name in STORE_NEEDS if not hasattr(store, name)]
-    if isinstance(store, (str, type)) or missing:
-        why = f", which has no {missing[0]}" if missing and not isinstance(store, str) else ""
-        raise ValueError(
-            f"store must be one of {', '.join(map(repr, STORES))} or a PriorityStore such as "
-            f"ProportionalStore({size}), got {store!r}{why}"
-        )
-    if len(store) != size:
-        raise ValueError(f"store must hold {size} samples, got one of {len(store)}")
-    return store
-
-
-def _describe(store: PriorityStore) -> str:
-    return f"RankedStore(alpha={store.alpha})" if isinstance(store, RankedStore) else type(store).__name__
 
 
 def _differs(name: str, theirs: Any, ours: Any, mend: str = "") -> ValueError:

@@ -254,7 +254,7 @@ def test_the_speedup_gate_is_the_papers_formula():
 
 
 def test_the_speedup_gate_corrects_for_how_the_batch_was_drawn():
-    """Over all of one-sample batches no ratio is to be had; in one that has each sample as often as expected, it is."""
+    """A batch that has each sample just as often as p says gives the ratio exactly."""
     score, counts = np.array([1.0, 3.0]), np.array([1, 3])
     index = np.repeat([0, 1], counts)
     gate = SpeedupGate(smoothing=0.0)
@@ -311,7 +311,7 @@ def test_a_state_has_the_same_future(kind, batches):
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        (("open",), 1),
+        (("open",), 2),
         (("changes",), -1),
         (("since",), 0.5),
         (("averages", "sums"), [1.0, 2.0]),
