@@ -288,7 +288,8 @@ class Sampler:
         indices = checks.indices(index, self._size)
         values = checks.per_sample("losses", losses, indices.size)
         scores = None if score is None else checks.per_sample("score", score, indices.size)
-        told = self._what_is_told(values, scores, _norm(mean_gradient_norm))
+        norm = _norm(mean_gradient_norm)
+        told = None if step is None else self._what_is_told(values, scores, norm)  # a gate judges known draws
         if self._scored:
             values = self._scores(values, scores)
         steps = checks.steps(step, indices.size)

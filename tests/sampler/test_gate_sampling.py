@@ -291,6 +291,8 @@ def test_missing_scores_are_said_once(caplog):
     sampler = ImportanceSampler(6, gate="variance", first_pass=False, seed=0)
     assert sampler.wants_score
     with caplog.at_level(logging.WARNING, "sampler"):
+        sampler.update([0], [1.0])  # of no draw, as what refreshes old losses: nothing for the gate
+        assert not caplog.records
         for _ in range(60):
             draw = sampler.draw(3)
             sampler.update(draw.index, draw.index + 1.0, step=draw.step)
@@ -437,6 +439,25 @@ def _complete(in_flight):
     return np.array(
         [in_flight["reported"][end - size : end].all() for end, size in zip(ends, in_flight["size"], strict=True)], bool
     )
+
+
+def test_what_waits_under_a_lag_is_told_after_a_restart():
+    gates = [Switch(), Switch()]
+    one, other = (ImportanceSampler(12, gate=gate, first_pass=False, feedback_lag=3, seed=0) for gate in gates)
+    draws = [one.draw(4) for _ in range(2)]
+    one.update(draws[0].index, np.ones(4), 0, draws[0].index + 1.0, 5.0)
+    one.update(draws[1].index[:2], np.ones(2), 1, np.full(2, 9.0), 7.0)  # in part: it will go out again
+    other.load_state_dict(one.state_dict())
+    again = other.draw(4)
+    assert again.step == 1
+    other.update(again.index, np.ones(4), 1, again.index + 1.0)
+    for step in (2, 3):
+        draw = other.draw(4)
+        other.update(draw.index, np.ones(4), step, np.ones(4), 1.0)
+    other.draw(4)
+    told = [(score.tolist(), norm) for score, _, _, norm in gates[1].told[:2]]
+    assert told == [((draws[0].index + 1.0).tolist(), 5.0), ((draws[1].index + 1.0).tolist(), None)]
+    assert not gates[0].told
 
 
 def test_without_a_lag_the_state_has_the_same_future():
