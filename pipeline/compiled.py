@@ -38,6 +38,11 @@ class _RowWise:
         self.rank: int | None = None  # of its values before reduction, once they were seen
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
+        if isinstance(sample_weight, dict):
+            raise ValueError(
+                "the model is evaluated on batches that carry sampling; validation_data and evaluate take the dataset "
+                "as it was before it was wrapped, batched"
+            )
         if sample_weight is not None and sample_weight.shape.rank == 1:
             if self.rank is None:
                 self.rank = unreduced(self.loss)(y_true, y_pred).shape.rank

@@ -8,11 +8,16 @@ Refused are an infinite dataset, one of another size, an empty one, and one that
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+# Operations that draw from a generator with a state begin so.
+RANDOM = ("Random", "TruncatedNormal", "Multinomial", "StatefulUniform", "StatefulStandardNormal", "StatefulRandom",
+          "StatefulTruncated", "ParameterizedTruncated")  # fmt: skip
 
 
 def num_samples(dataset: tf.data.Dataset) -> int:
@@ -41,6 +46,7 @@ def refuse(dataset: tf.data.Dataset, size: int) -> None:
         raise ValueError("the dataset is empty: a source needs at least one element")
     _refuse_moving(dataset)
     _refuse_infinite_or_other_size(dataset, size)
+    _warn_of_what_may_be_meant_otherwise(dataset)
     for spec in tf.nest.flatten(dataset.element_spec):
         _refuse_component(spec)
 
@@ -103,6 +109,43 @@ def _refuse_moving(dataset: tf.data.Dataset) -> None:
             )
 
 
+def _warn_of_what_may_be_meant_otherwise(dataset: tf.data.Dataset) -> None:
+    """Batches, each of which would be a sample, and random numbers, which would be the same in every epoch."""
+    if type(dataset).__name__ in ("_BatchDataset", "_ParallelBatchDataset"):
+        warnings.warn(
+            "the dataset ends in batch(), and each of its batches is taken for one sample; remove batch(), or apply "
+            "unbatch() first, unless that is meant, as for windows of a series",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if any(name.startswith(RANDOM) for name in _operations(dataset)):
+        warnings.warn(
+            "a map() before the dataset is wrapped makes random numbers; the dataset is read once, so they would be "
+            "the same in every epoch: augment after the draw, with map_fn= or a map() over the batches",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _operations(dataset: Any) -> Iterator[str]:
+    """The types of the operations in the functions of ``dataset``, and in those that these call."""
+    for function in _functions(dataset):
+        for operation in function.get_operations():
+            yield operation.type
+        for called in function.as_graph_def().library.function:
+            yield from (node.op for node in called.node_def)
+
+
+def _functions(dataset: Any) -> Iterator[Any]:
+    """The graphs of the functions that ``dataset`` and its inputs map."""
+    pending = [dataset]
+    while pending:
+        node = pending.pop()
+        pending.extend(getattr(node, "_inputs", list)())
+        graphs = (getattr(getattr(f, "function", None), "graph", None) for f in getattr(node, "_functions", list)())
+        yield from (graph for graph in graphs if graph is not None)
+
+
 def _shuffles(dataset: Any) -> Iterator[tuple[bool, bool]]:
     """``(reshuffles each iteration, has a seed)`` of every shuffle in ``dataset``."""
     pending = [dataset]
@@ -112,12 +155,11 @@ def _shuffles(dataset: Any) -> Iterator[tuple[bool, bool]]:
         if type(node).__name__ == "_ShuffleDataset":
             seeds = int(getattr(node, "_seed", 0)), int(getattr(node, "_seed2", 0))
             yield bool(getattr(node, "_reshuffle_each_iteration", True)), seeds != (0, 0)
-        for function in getattr(node, "_functions", list)():
-            graph = getattr(getattr(function, "function", None), "graph", None)
-            for operation in graph.get_operations() if graph is not None else ():
-                if operation.type.startswith("ShuffleDataset"):
-                    seeded = any(tf.get_static_value(seed) for seed in operation.inputs[2:4])
-                    yield bool(operation.get_attr("reshuffle_each_iteration")), seeded
+    for graph in _functions(dataset):
+        for operation in graph.get_operations():
+            if operation.type.startswith("ShuffleDataset"):
+                seeded = any(tf.get_static_value(seed) for seed in operation.inputs[2:4])
+                yield bool(operation.get_attr("reshuffle_each_iteration")), seeded
 
 
 def length(part: Any) -> int:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -49,6 +50,8 @@ HOOKS = (
     "fit",
     "train_on_batch",
 )
+logger = logging.getLogger("pipeline")
+
 TOGETHER = 8  # steps whose losses are read in one look, where draws do not wait for them
 SHARE = 10  # and at most such a part of an epoch, as many as are drawn ahead
 
@@ -111,6 +114,11 @@ class LossFeedback(keras.callbacks.Callback):
         at: str | keras.layers.Layer | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(model, keras.Model) or isinstance(sampler, keras.Model):
+            raise TypeError(
+                f"LossFeedback takes the model and then the sampler, got {type(model).__name__} and "
+                f"{type(sampler).__name__}"
+            )
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
                 f"LossFeedback needs Keras's TensorFlow backend, found {keras.backend.backend()!r}; set "
@@ -236,9 +244,10 @@ class LossFeedback(keras.callbacks.Callback):
         if self._gradient_norm is not None:
             try:
                 self._gradient_norm.attach()
-            except ValueError:
+            except ValueError as error:
                 if self._asked:
                     raise
+                logger.warning("the sampler's gate gets no scores, so draws stay uniform: %s", error)
 
     def _remove(self) -> None:
         if self._originals:
@@ -342,7 +351,7 @@ class LossFeedback(keras.callbacks.Callback):
                 raise
             return
         step.scores = {"score": score}
-        if getattr(self.sampler, "wants_score", False):
+        if getattr(self.sampler, "gated", False):
             step.scores["mean_norm"] = tf.fill(tf.shape(score), watched.mean_norm(step.unbiased))
 
     def _own_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> tf.Tensor:

@@ -55,6 +55,7 @@ class Sampler:
     fully_corrected = True  # whether every weight is 1/(N p)
     epochs_vary = False  # whether an epoch is what ``ends_epoch`` says, or always N samples rounded up to batches
     auto = False  # whether ``suit`` may name the priority
+    gated = False  # whether a gate asks for scores, and for the norm of the mean gradient
     _scored = False  # whether scores take the place of losses
 
     def __init__(
@@ -308,7 +309,7 @@ class Sampler:
         if scores is None:
             raise ValueError(
                 "priority='gradient_norm' draws by a score for each loss, and update was given none; pass score=..., "
-                "or use LossFeedback(model, sampler, score='gradient_norm')"
+                "or use LossFeedback(model, sampler)"
             )
         return scores if batches.count_finite(losses) == losses.size else np.where(np.isfinite(losses), scores, losses)
 

@@ -58,7 +58,7 @@ def test_train_py_commands_run(tmp_path, monkeypatch, capsys):
     assert lines
     for line in lines:
         arguments = line.split("train.py", 1)[1].split()
-        assert train.main([*arguments, "--epochs", "1"]) == 0, capsys.readouterr().err
+        assert train.main([*arguments, "--budget", "1epochs", "--seeds", "1"]) == 0, capsys.readouterr().err
 
 
 def test_python_blocks_run():

@@ -112,7 +112,7 @@ class ImportanceSampler(Sampler):
         self.warmup = checks.whole("warmup", warmup, least=0)
         self.finish_at = None if finish_at is None else checks.whole("finish_at", finish_at, least=0)
         judge = gates.resolve(gate)
-        self._watching = judge is not None
+        self.gated = judge is not None
         keep_losses = checks.flag("keep_losses", keep_losses)
         if keep_losses and self._scored:
             raise _kept_and_scored()
@@ -150,7 +150,7 @@ class ImportanceSampler(Sampler):
     @property
     def wants_score(self) -> bool:
         """Whether ``update`` has a use for scores: for the priority, or for the gate."""
-        return self._scored or self._watching
+        return self._scored or self.gated
 
     @property
     def _scored(self) -> bool:  # type: ignore[override]
@@ -314,7 +314,7 @@ class ImportanceSampler(Sampler):
     # --- the gate -----------------------------------------------------------------------------
 
     def _new_ledger(self) -> Ledger | None:
-        return None if self.feedback_lag is None else Ledger(self.feedback_lag, watching=self._watching)
+        return None if self.feedback_lag is None else Ledger(self.feedback_lag, watching=self.gated)
 
     def _hand_out(self, draw: Draw) -> None:
         if self._ledger is not None:

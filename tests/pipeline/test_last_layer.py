@@ -32,6 +32,7 @@ class Told(ImportanceSampler):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(N, losses=np.arange(1.0, N + 1), seed=0, **options)
+        self.gated = True  # from now on, so that the norm of the mean gradient is told as well
         self.told: list[tuple[np.ndarray, Any, Any]] = []
         self.weight: dict[int, np.ndarray] = {}
 

@@ -207,8 +207,12 @@ def test_a_run_comes_out_the_same_bit_for_bit_when_nothing_is_drawn_ahead() -> N
 def test_a_priority_that_asks_for_scores_is_given_them() -> None:
     model = network()
     sampler = ImportanceSampler(N, priority="gradient_norm", first_pass=False, initial_priority=1.0)
-    RefreshStalest(model, sampler, (X, CLASSES), batch_size=N).refresh()
+    RefreshStalest(model, sampler, (X, CLASSES), batch_size=N, score="gradient_norm").refresh()
     np.testing.assert_allclose(sampler.priorities(), oracle(model)[1], rtol=1e-5)
+    RefreshStalest(model, sampler, (X, CLASSES), batch_size=N).refresh()  # by the layer's weights
+    inputs = keras.Model(model.inputs, model.layers[-1].input)(X).numpy()
+    expected = oracle(model)[1] * np.sqrt((inputs**2).sum(axis=1) + 1.0)
+    np.testing.assert_allclose(sampler.priorities(), expected, rtol=1e-5)
 
 
 def test_it_goes_with_feedback_by_scores() -> None:
@@ -227,7 +231,7 @@ def test_it_goes_with_feedback_by_scores() -> None:
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"budget": -0.1}, r"budget must be in \[0, inf\), got -0.1"),
         ({"start": -1}, "start must be at least 0, got -1"),
-        ({"score": "norm"}, "score must be one of 'gradient_norm' or None, got 'norm'"),
+        ({"score": "norm"}, "score must be one of 'gradient_norm', 'last_layer' or None, got 'norm'"),
         ({"source": (X[1:], CLASSES[1:])}, "the source has 29 elements, the sampler 30 samples"),
     ],
 )

@@ -328,9 +328,15 @@ def test_the_last_layer_is_found_behind_others(last: str) -> None:
         np.testing.assert_allclose(score, expected[index], rtol=2e-5)
 
 
-def test_a_sampler_that_needs_scores_says_who_gives_them() -> None:
+def test_a_sampler_that_needs_scores_is_given_them_or_says_so() -> None:
     model, sampler = functional(), ImportanceSampler(N, priority="gradient_norm", seed=0)
     model.compile("sgd", SPARSE(from_logits=True))
     train = importance_dataset((X, CLASSES), sampler, B)
-    with pytest.raises(ValueError, match=r"LossFeedback\(model, sampler, score='gradient_norm'\)"):
-        model.fit(train, verbose=0, shuffle=False, callbacks=[LossFeedback(model, sampler)])
+    model.fit(train, verbose=0, shuffle=False, callbacks=[LossFeedback(model, sampler)])
+    assert sampler.summary()["seen"] == N
+    with pytest.raises(ValueError, match=r"update was given none; pass score=..., or use LossFeedback"):
+        sampler.update([0], [1.0])
+    subclassed = Subclassed()
+    subclassed.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="which layer of a subclassed model is the last; name it"):
+        subclassed.fit(train, verbose=0, shuffle=False, callbacks=[LossFeedback(subclassed, sampler)])
