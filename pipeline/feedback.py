@@ -284,7 +284,7 @@ class LossFeedback(keras.callbacks.Callback):
             )
         before = self._weights_before()
         with self._watching() as watched:
-            self._own.step = step = _Step(sampling, self._own_weight(sampling, y), len(self.sampler), watched)
+            self._own.step = step = _Step(sampling, self._own_weight(sampling, y), self._unbiased(sampling), watched)
             try:
                 logs = self._originals["train_step"]((x, y, step.weight))
             finally:
@@ -335,10 +335,12 @@ class LossFeedback(keras.callbacks.Callback):
                 "training would be biased; let compute_loss, or the loss, use sample_weight"
             )
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        batch = tf.cast(tf.shape(sample_weight)[0], tf.float32)
-        step.divisor = tf.constant(1.0 / replicas) if summed else batch
-        scale = tf.constant(1.0) if summed else batch * replicas
-        step.losses = tf.cast(gradient, tf.float32) * scale
+        known = sample_weight.shape[0]  # as good as always; then nothing is to be computed in every step
+        batch = tf.cast(tf.shape(sample_weight)[0], tf.float32) if known is None else float(known)
+        step.divisor = 1.0 / replicas if summed else batch
+        step.losses = tf.cast(gradient, tf.float32)
+        if not summed:
+            step.losses *= batch * replicas
         if step.watched is not None:
             self._score(step, step.watched)
         return loss
@@ -415,6 +417,12 @@ class LossFeedback(keras.callbacks.Callback):
         classes = user_weights.of_classes(self._class_weight, y)
         return classes if own is None else own * classes
 
+    def _unbiased(self, sampling: dict[str, tf.Tensor]) -> tf.Tensor:
+        """(B,) 1/(N p), whatever β."""
+        if getattr(self.sampler, "fully_corrected", False):
+            return tf.stop_gradient(sampling["weight"])  # of which the loss's derivative is taken
+        return 1.0 / (len(self.sampler) * tf.cast(sampling["probability"], tf.float32))
+
     def _weights_before(self) -> list[tuple[Any, Any]]:
         """The model's variables and their values, in the first step of an eager run: there a step that turns out to
         be of no use has been done already.
@@ -480,11 +488,10 @@ class _Step:
     """What is known of the training step that is traced or run."""
 
     def __init__(
-        self, sampling: dict[str, tf.Tensor], own: tf.Tensor | None, num_samples: int, watched: Watched | None
+        self, sampling: dict[str, tf.Tensor], own: tf.Tensor | None, unbiased: tf.Tensor, watched: Watched | None
     ) -> None:
-        self.sampling, self.own, self.watched = sampling, own, watched
+        self.sampling, self.own, self.unbiased, self.watched = sampling, own, unbiased, watched
         self.weight = sampling["weight"] if own is None else sampling["weight"] * own
-        self.unbiased = 1.0 / (num_samples * tf.cast(sampling["probability"], tf.float32))  # 1/(N p), whatever β
         self.losses: Any = None  # (B,) float32
         self.scores: dict[str, tf.Tensor] = {}  # (B,) each, where there are any
         self.divisor: Any = None  # of the sum over the batch, in the loss

@@ -46,14 +46,14 @@ class Ring:
     def write(self, columns: Mapping[str, tf.Tensor], index: tf.Tensor, step: tf.Tensor) -> None:
         """Add a row, over the oldest one. For the inside of a step."""
         parts = [index, step, *(columns[name] for name in self.columns)]
-        row = tf.stack([tf.cast(part, tf.float64) for part in parts])[None]
+        row = tf.stack([tf.cast(part, tf.float64) for part in parts])
         replicas = tf.distribute.get_replica_context()
         if replicas.num_replicas_in_sync > 1:
-            row = replicas.all_gather(row, axis=2)
+            row = replicas.all_gather(row, axis=1)
         if self._row is None:
-            self._values.assign(row)
+            self._values.assign(row[None])
         else:
-            self._values.scatter_nd_update(tf.reshape(self._row, [1, 1]), row)
+            self._values.scatter_update(tf.IndexedSlices(row, self._row))
             self._row.assign((self._row + 1) % self.rows)
 
     def forget(self) -> None:
