@@ -11,7 +11,8 @@
 """
 
 from pipeline.dataset import importance_dataset, importance_sampling
-from pipeline.feedback import LossFeedback, feed_back
+from pipeline.feedback import LossFeedback
+from pipeline.loops import feed_back
 from pipeline.losses import SparseCategoricalFocalCrossentropy, per_sample_loss, weighted_mean
 from pipeline.presampling import Presampler
 from pipeline.refresh import RefreshStalest, score_all

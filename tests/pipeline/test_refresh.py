@@ -210,7 +210,7 @@ def test_a_priority_that_asks_for_scores_is_given_them() -> None:
     RefreshStalest(model, sampler, (X, CLASSES), batch_size=N, score="gradient_norm").refresh()
     np.testing.assert_allclose(sampler.priorities(), oracle(model)[1], rtol=1e-5)
     RefreshStalest(model, sampler, (X, CLASSES), batch_size=N).refresh()  # by the layer's weights
-    inputs = keras.Model(model.inputs, model.layers[-1].input)(X).numpy()
+    inputs = keras.Model(model.inputs[0], model.layers[-1].input)(X).numpy()
     expected = oracle(model)[1] * np.sqrt((inputs**2).sum(axis=1) + 1.0)
     np.testing.assert_allclose(sampler.priorities(), expected, rtol=1e-5)
 
