@@ -41,7 +41,7 @@ COLD = {MAPPED, CACHED, RECORDS}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], str, str, Path]:
-    """One run of the whole, on one core: rows, what was printed, what stood on stderr, the folder."""
+    """One run of the whole, on one core: rows, what was printed, what stood on stderr, the folder. Half a minute."""
     output = tmp_path_factory.mktemp("results") / "new" / "rows.jsonl"
     options = f"--data images --batches {BATCH} --num-samples {SAMPLES} --cores 1 --rounds {ROUNDS} --seconds 0.000001"
     patch, printed, told = pytest.MonkeyPatch(), [], []
@@ -77,6 +77,7 @@ def measured(folder: Path, **options: object) -> list[Row]:
 # --- one run ----------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_every_system_has_its_row(run: tuple[list[Row], str, str, Path]) -> None:
     rows = run[0]
     warm = [row["system"] for row in rows if row["kind"] in ("throughput", "eager")]
@@ -85,6 +86,7 @@ def test_every_system_has_its_row(run: tuple[list[Row], str, str, Path]) -> None
     assert {row["system"] for row in rows if row["kind"] == "eager"} == {f"{TENSORS}, eager", f"{KERAS}, eager"}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", PIPELINES)
 def test_row_has_its_fields(run: tuple[list[Row], str, str, Path], name: str) -> None:
     row = next(row for row in run[0] if row["system"] == name and row["kind"] != "cold")
@@ -98,6 +100,7 @@ def test_row_has_its_fields(run: tuple[list[Row], str, str, Path], name: str) ->
     assert {"processor", "cores", "load", "tensorflow", "numpy", "date"} <= set(row["machine"])
 
 
+@pytest.mark.soak
 def test_ratios_are_taken_inside_the_rounds(run: tuple[list[Row], str, str, Path]) -> None:
     rows = [row for row in run[0] if row["kind"] in ("throughput", "eager")]
     keras = next(row for row in rows if row["system"] == KERAS)
@@ -108,6 +111,7 @@ def test_ratios_are_taken_inside_the_rounds(run: tuple[list[Row], str, str, Path
         assert pipeline_report.within(rows, Point("images", BATCH, 1), row["system"], KERAS) == pytest.approx(inside)
 
 
+@pytest.mark.soak
 def test_cold_rows_are_there(run: tuple[list[Row], str, str, Path]) -> None:
     cold = [row for row in run[0] if row["kind"] == "cold"]
     assert {row["system"] for row in cold} == COLD
@@ -120,6 +124,7 @@ def test_cold_rows_are_there(run: tuple[list[Row], str, str, Path]) -> None:
         assert row["stayed_in_cache"] <= 0.02
 
 
+@pytest.mark.soak
 def test_memory_rows_are_there(run: tuple[list[Row], str, str, Path]) -> None:
     memory = next(row for row in run[0] if row["kind"] == "memory")
     assert (memory["system"], memory["data"]) == (ARRAYS, "images")
@@ -132,6 +137,7 @@ def test_memory_rows_are_there(run: tuple[list[Row], str, str, Path]) -> None:
     assert isinstance(slope["rss_mb_per_10000"], float)
 
 
+@pytest.mark.soak
 def test_what_is_printed_and_written(run: tuple[list[Row], str, str, Path]) -> None:
     _, printed, told, place = run
     assert sorted(path.name for path in place.iterdir()) == ["rows.jsonl", "rows.png"]
