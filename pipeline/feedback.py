@@ -136,7 +136,7 @@ class LossFeedback(keras.callbacks.Callback):
         self._together = 1  # of them there is one look at the ring in so many
         self._begun: int | None = None  # iterations over the sampler's draws, before this fit
         self._evaluating = 0  # how deep in ``evaluate``
-        self._figures = Figures(sampler, bounded=kind_of_loss(model) == "cross-entropy")
+        self._figures = Figures(sampler)
         self._asked = score is not None or getattr(sampler, "_scored", False)  # else what has no score goes without
         self._gradient_norm = None
         if self._asked or getattr(sampler, "wants_score", False) or getattr(sampler, "auto", False):
@@ -154,6 +154,7 @@ class LossFeedback(keras.callbacks.Callback):
             )
         super().set_model(model)
         self._check_lag()
+        self._figures.bounded = kind_of_loss(model) == "cross-entropy"  # it may be compiled since this was made
         if getattr(self.sampler, "auto", False):
             self.sampler.suit(self._suitable())
 
@@ -243,9 +244,7 @@ class LossFeedback(keras.callbacks.Callback):
             try:
                 self._gradient_norm.attach()
             except ValueError as error:
-                if self._asked:
-                    raise
-                logger.warning("the sampler's gate gets no scores, so draws stay uniform: %s", error)
+                self._go_without_scores(error)
 
     def _remove(self) -> None:
         if self._originals:
@@ -343,12 +342,18 @@ class LossFeedback(keras.callbacks.Callback):
             self._score(step, step.watched)
         return loss
 
+    def _go_without_scores(self, error: ValueError) -> None:
+        """Where nobody asked for them, and a gate is told."""
+        if self._asked:
+            raise error
+        if getattr(self.sampler, "gated", False):
+            logger.warning("the sampler's gate gets no scores, so draws stay uniform: %s", error)
+
     def _score(self, step: _Step, watched: Watched) -> None:
         try:
             score = watched.norms(step.losses)
-        except ValueError:
-            if self._asked:
-                raise
+        except ValueError as error:
+            self._go_without_scores(error)
             return
         step.scores = {"score": score}
         if getattr(self.sampler, "gated", False):

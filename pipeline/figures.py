@@ -22,9 +22,9 @@ GATE = ("gate_open", "gate_gain", "gate_changed")  # of the summary of a sampler
 class Figures:
     """Sums over the steps of an epoch, in float64."""
 
-    def __init__(self, sampler: Any, *, bounded: bool = False) -> None:
+    def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
-        self.bounded = bounded  # whether 1 - e^-ℓ is the proxy where there is no score
+        self.bounded = False  # whether 1 - e^-ℓ is the proxy where there is no score
         self.advice = Advice(float(getattr(sampler, "uniform_fraction", 0.3)))
         self.begin()
 

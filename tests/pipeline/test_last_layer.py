@@ -152,3 +152,25 @@ def test_auto_without_a_layer_that_can_be_told(loss: Any, y: np.ndarray, functio
     model.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=[LossFeedback(model, sampler)])
     expected = priorities.resolve(function)(per_sample_loss(loss)(y, model(X)).numpy().astype(np.float64))
     np.testing.assert_allclose(sampler.priorities(), expected, rtol=2e-5)
+
+
+def test_a_gate_that_gets_no_scores_is_told_and_how_to_mend_it(caplog: pytest.LogCaptureFixture) -> None:
+    inputs = keras.layers.Input((3,))
+    model = keras.Model(inputs, [keras.layers.Dense(K)(inputs), keras.layers.Dense(K)(inputs)])
+    model.compile("sgd", [SPARSE, SPARSE])
+    for gate, warned in (("variance", True), (None, False)):
+        caplog.clear()
+        sampler = ImportanceSampler(N, gate=gate, priority="auto", seed=0)
+        data = importance_dataset((X, (CLASSES, CLASSES)), sampler, B)
+        model.fit(data, shuffle=False, verbose=0, callbacks=[LossFeedback(model, sampler)])
+        assert ("the sampler's gate gets no scores" in caplog.text) == warned
+        assert ("LossFeedback(..., at=layer)" in caplog.text) == warned
+
+
+def test_a_model_that_is_compiled_after_the_callback_was_made_has_the_figures_of_its_loss() -> None:
+    model, sampler = model_of("mse"), ImportanceSampler(N, seed=0)
+    feedback = LossFeedback(model, sampler)
+    model.compile(keras.optimizers.SGD(0.0), SPARSE)
+    data = importance_dataset((X, CLASSES), sampler, B)
+    model.fit(data, shuffle=False, verbose=0, callbacks=[feedback])
+    assert feedback._figures.bounded

@@ -52,7 +52,11 @@ def a_sampler(name="as it comes", lag=2, seed=3, **options):
 
 def told_exactly(name, lag, steps=STEPS, seed=3, **options):
     """The reference: no lag, and feedback by hand."""
-    sampler = a_sampler(name, lag=None, seed=seed, **options)
+    return fed_by_hand(a_sampler(name, lag=None, seed=seed, **options), lag, steps)
+
+
+def fed_by_hand(sampler, lag, steps):
+    """The draws of a sampler without a lag that is told what one with this lag would know."""
     made = []
     for step in range(steps):
         if step >= lag:

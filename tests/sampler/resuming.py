@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from .lagging import BATCH, assert_same_draws, feedback, in_parts, run
+from .lagging import BATCH, assert_same_draws, fed_by_hand, in_parts, run
 
 
 def unfed(state):
@@ -17,26 +17,13 @@ def unfed(state):
     return [int(step) for step, part in zip(flights["step"], parts, strict=True) if not part.all()]
 
 
-def told_exactly(make, lag, steps):
-    """The reference: no lag, and feedback by hand."""
-    sampler = make(feedback_lag=None, seed=3)
-    made = []
-    for step in range(steps):
-        if step >= lag:
-            draw, losses = made[step - lag], feedback(made[step - lag])
-            order = np.lexsort((losses, draw.index))  # the mean of several losses is taken from the least up
-            sampler.update(draw.index[order], losses[order], step=draw.step)
-        made.append(sampler.draw(BATCH))
-    return made
-
-
 def assert_resumes_at_every_moment(make, lag, steps=30):
     """After each draw and each part of feedback a new sampler takes over, and nobody sees a difference.
 
     ``make(feedback_lag=..., seed=...)`` makes a sampler. Gives the draws.
     """
     source = random.Random(1)
-    expected = told_exactly(make, lag, steps)
+    expected = fed_by_hand(make(feedback_lag=None, seed=3), lag, steps)
     sampler = make(feedback_lag=lag, seed=3)
     made, pending, moments = 0, [], []
     while made < steps or pending:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 
-import numpy as np
 import pytest
 
 from sampler import ImportanceSampler
@@ -23,15 +22,8 @@ from .lagging import (
     run,
     told_exactly,
 )
+from .resuming import unfed
 from .states import Unchanged, same, same_draw
-
-
-def unfed(state):
-    """The steps of a state that are not completely fed back."""
-    flights = state["in_flight"]
-    ends = np.cumsum(flights["size"])
-    parts = np.split(flights["reported"], ends[:-1]) if ends.size else []
-    return [int(step) for step, part in zip(flights["step"], parts, strict=True) if not part.all()]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
