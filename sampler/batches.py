@@ -3,6 +3,7 @@
 As in :mod:`sampler.kernels`, arrays go in and come out, and the random numbers are an argument::
 
     stranger, count_finite, least    what is wrong with a batch
+    second_moments                   of its gradient, for a gate
     merge, tally                     one loss for each sample; how often it was drawn
     spaced, permuted                 positions at equal distances; a pass over all samples
     shuffle, weigh                   the order of a batch, and its importance weights
@@ -65,6 +66,21 @@ def _least_of_strange(values: Float64s) -> float:
             return np.nan
         smallest = min(smallest, value)
     return smallest
+
+
+@compiled
+def second_moments(score: Float64s, weight: Float64s, by_priority: Float64s) -> tuple[int, float, float, float]:
+    """How many scores a of (B,) are finite, and the means of w a², w v a² and w² a² over these, v ``by_priority``."""
+    count, uniform, priority, drawn = 0, 0.0, 0.0, 0.0
+    for place in range(score.size):
+        if np.isfinite(score[place]):
+            share = weight[place] * score[place] * score[place]
+            count += 1
+            uniform += share
+            priority += share * by_priority[place]
+            drawn += share * weight[place]
+    whole = max(count, 1)
+    return count, uniform / whole, priority / whole, drawn / whole
 
 
 @compiled

@@ -11,12 +11,13 @@ Under a lag the ledger keeps the draws instead of ``Recent``, and the sampler ca
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sampler import checks, gates
+from sampler import batches, checks, gates
 from sampler.gates import Gate
 from sampler.ledger import Draw, Flight, Recent, Told
 
@@ -59,6 +60,8 @@ class Evidence:
         if scores is None:
             self._say_missing()
             return Told(np.full(losses.size, np.nan), norm)
+        if batches.least(scores) >= 0.0 and batches.count_finite(losses) == losses.size:
+            return Told(scores, norm)
         if (scores < 0.0).any():
             raise ValueError(
                 f"score must be numbers ≥ 0, norms of gradients, for a gate; got {scores[scores < 0.0][0]}; pass "
@@ -76,12 +79,12 @@ class Evidence:
         """Tell the gate of a complete draw, for the draws from ``step`` on; not of those of the first pass. O(B)."""
         assert flight.prior is not None
         assert flight.scores is not None
-        if np.isnan(flight.prior).any() or np.isnan(flight.scores).all():
+        if batches.count_finite(flight.prior) < flight.prior.size or batches.count_finite(flight.scores) == 0:
             return
         was = self.open
         weight = 1.0 / (self._size * flight.draw.probability)
         by_priority = 1.0 / np.maximum(self._size * flight.prior, LEAST_CHANCE)
-        self.gate.observe(flight.scores, weight, by_priority, None if np.isnan(flight.norm) else flight.norm)
+        self.gate.observe(flight.scores, weight, by_priority, None if math.isnan(flight.norm) else flight.norm)
         if self.open != was:
             self.changed = step
             logger.info(

@@ -45,7 +45,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from sampler import checks
+from sampler import batches, checks
 
 Float64s = npt.NDArray[np.float64]
 
@@ -98,19 +98,11 @@ def moments(
 
     Samples whose score is not finite are left out, and the whole batch where its ``mean_gradient_norm`` is not.
     """
-    kept = np.isfinite(score)
-    if not kept.all():
-        score, weight, priority_weight = score[kept], weight[kept], priority_weight[kept]
-    if score.size == 0:
+    count, uniform, priority, drawn = batches.second_moments(score, weight, priority_weight)
+    if count == 0:
         return None
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = weight * np.square(score)
-        uniform = float(squares.mean()) / score.size
-        priority = float((squares * priority_weight).mean()) / score.size
-        common = 0.0
-        if mean_gradient_norm is not None:
-            common = float(np.square(np.float64(mean_gradient_norm))) - float((squares * weight).mean()) / score.size
-    found = Moments(uniform, priority, common)
+    common = 0.0 if mean_gradient_norm is None else mean_gradient_norm * mean_gradient_norm - drawn / count
+    found = Moments(uniform / count, priority / count, common)
     return found if all(map(math.isfinite, found)) else None
 
 
@@ -130,23 +122,23 @@ class Averages:
         self._sizes: deque[float] = deque(maxlen=SCALE_BATCHES)
         self._weight = 0.0  # Σ ρ^k over the batches counted
         self._squares = 0.0  # Σ ρ^2k
-        self._sums = np.zeros(3)  # Σ ρ^k m
-        self._products = np.zeros((3, 3))  # Σ ρ^k m mᵀ
+        self._sums = [0.0] * 3  # Σ ρ^k m
+        self._products = [0.0] * 6  # Σ ρ^k m mᵀ: the squares, then uniform·priority, uniform·common, priority·common
 
     def add(self, found: Moments) -> None:
         """Count a batch."""
-        values = np.array(found)
         size = found.uniform + found.priority + max(found.common, 0.0)
         usual = self._usual()
         self._sizes.append(size)
         if usual <= 0.0:
             return
-        values /= max(usual, size / LARGEST)
+        unit = max(usual, size / LARGEST)
+        u, p, c = found.uniform / unit, found.priority / unit, found.common / unit
         kept = 1.0 - 1.0 / self.window
         self._weight = kept * self._weight + 1.0
         self._squares = kept * kept * self._squares + 1.0
-        self._sums = kept * self._sums + values
-        self._products = kept * self._products + np.outer(values, values)
+        self._sums = _faded(self._sums, kept, (u, p, c))
+        self._products = _faded(self._products, kept, (u * u, p * p, c * c, u * p, u * c, p * c))
 
     def _usual(self) -> float:
         """The median size of the batches before; 0 as long as they are too few, or say nothing."""
@@ -161,14 +153,16 @@ class Averages:
         Of a ratio X/Y of means the error is that of the mean of x - (X/Y) y, over Y: the fluctuations that both have
         in common, such as those of the size, cancel.
         """
-        uniform, priority, common = (float(number) for number in self._sums)
+        uniform, priority, common = self._sums
         noise_only = common <= 0.0  # clipped now, not batch by batch, which would bias it
         common = max(common, 0.0)
         if priority + common <= 0.0:
             return 1.0, math.inf
         ratio = (uniform + common) / (priority + common)
-        residual = np.array([1.0, -ratio, 0.0 if noise_only else 1.0 - ratio])
-        variance = float(residual @ self._products @ residual) / self._weight * self._squares
+        share = 0.0 if noise_only else 1.0 - ratio  # of the common part in x - (X/Y) y
+        uu, pp, cc, up, uc, pc = self._products
+        squared = uu + ratio * (ratio * pp - 2.0 * up) + share * (share * cc + 2.0 * (uc - ratio * pc))
+        variance = squared / self._weight * self._squares
         return ratio, math.sqrt(max(variance, 0.0)) / (priority + common)
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,8 +171,8 @@ class Averages:
             "sizes": np.array(self._sizes, np.float64),
             "weight": self._weight,
             "squares": self._squares,
-            "sums": self._sums.copy(),
-            "products": self._products.copy(),
+            "sums": np.array(self._sums),
+            "products": np.array(self._products),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,12 +180,15 @@ class Averages:
         sizes = checks.array("sizes", state["sizes"], np.empty(len(state["sizes"])), least=0.0)
         weight = checks.number("weight", state["weight"], 0.0, float(self.window))
         squares = checks.number("squares", state["squares"], 0.0, weight)
-        sums = checks.array("sums", state["sums"], self._sums)
-        products = checks.array("products", state["products"], self._products)
+        sums, products = (checks.array(name, state[name], np.empty(size)) for name, size in (("sums", 3), ("products", 6)))
         if not (np.isfinite(sums).all() and np.isfinite(products).all() and np.isfinite(sizes).all()):
             raise ValueError("the sums of a gate must be finite")
         self._sizes = deque(sizes.tolist(), maxlen=SCALE_BATCHES)
-        self._weight, self._squares, self._sums, self._products = weight, squares, sums, products
+        self._weight, self._squares, self._sums, self._products = weight, squares, sums.tolist(), products.tolist()
+
+
+def _faded(sums: list[float], kept: float, values: tuple[float, ...]) -> list[float]:
+    return [kept * old + new for old, new in zip(sums, values, strict=True)]
 
 
 class VarianceGate:

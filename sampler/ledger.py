@@ -22,6 +22,7 @@ back with the losses. ``Recent`` keeps no more than that, where there is no lag 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -97,7 +98,7 @@ class Flight:
         self.losses[places] = losses
         if self.scores is not None:
             self.scores[places] = np.nan if told is None else told.scores
-            if told is not None and not np.isnan(told.norm):  # of several parts the last one counts
+            if told is not None and not math.isnan(told.norm):  # of several parts the last one counts
                 self.norm = told.norm
         self.reported[places] = True
         self.missing -= losses.size
@@ -143,17 +144,25 @@ class Ledger:
                 f"feedback for step {steps.max()}, but only {next_step} draws were made (steps 0 to "
                 f"{next_step - 1}); pass the step that came with the draw"
             )
+        whole = self._whole(index, steps)
+        if whole is not None:
+            return [Match(whole, slice(None), slice(None), index.size)]
         matched = []
-        same = (steps == steps[0]).all()  # nearly always, and then there is nothing to sort
+        same = (steps == steps[0]).all()
         for step in steps[:1] if same else np.unique(steps):
             flight = self._flights.get(int(step))
             if flight is not None:
-                if same and flight.missing == index.size and np.array_equal(flight.draw.index, index):
-                    return [Match(flight, slice(None), slice(None), index.size)]  # as it mostly is
                 which = np.arange(index.size) if same else np.flatnonzero(steps == step)
                 places, known = _places(flight, index[which])
                 matched.append(Match(flight, places, which[known], places.size))
         return matched
+
+    def _whole(self, index: Int64s, steps: Int64s) -> Flight | None:
+        """The flight that the reports are of, all of it and in its order, as they nearly always are."""
+        flight = self._flights.get(int(steps[0]))
+        if flight is None or flight.missing != index.size or not np.array_equal(flight.draw.index, index):
+            return None
+        return flight if steps.size == 1 or (steps == steps[0]).all() else None
 
     def report(self, matched: list[Match], losses: Float64s, told: Told | None = None) -> None:
         """Write the losses, and what else was told, where ``match`` said they belong."""
@@ -261,6 +270,10 @@ class Recent(Ledger):
         ``steps`` is (B,), or (1,) where all have the same. Nothing is refused: what is of no draw known here is left
         out.
         """
+        whole = self._whole(index, steps)
+        if whole is not None:
+            whole.report(slice(None), told.scores, told)
+            return [self._flights.pop(whole.draw.step)]
         steps = np.broadcast_to(steps, index.shape)
         done = []
         for step in np.unique(steps).tolist():
