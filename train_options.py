@@ -88,8 +88,10 @@ class Config:
     """Exponent of the importance weights: 1 corrects for the draws fully, 0 not at all (biased)."""
     scheme: Literal["systematic", "multinomial", "stratified", "without_replacement"] = "systematic"
     """How a batch is drawn from the probabilities."""
+    first_pass: float = 0.3
+    """Share of the samples that are looked at once before priorities are used; the rest then start with the mean."""
     warmup: int = 0
-    """Epochs of uniform draws before priorities are used, beside the first, in which every sample is new."""
+    """Epochs of uniform draws before priorities are used, beside the first, which is then a whole one."""
     finish: float | None = None
     """Share of the training, at its end, on uniform data, for pruning as well. None: an eighth for pruning, nothing
     for others."""
@@ -141,6 +143,7 @@ METHOD_KEYS = (  # what a method of --compare may have for itself
     *("learning_rate", "decay", "warmup_steps", "loss", "priority", "gate", "uniform_fraction", "smoothing", "beta"),
     *(
         "scheme",
+        "first_pass",
         "warmup",
         "finish",
         "refresh",

@@ -127,6 +127,7 @@ def _weighted(config: Config, task: Task) -> dict[str, Any]:
         "smoothing": config.smoothing,
         "beta": config.beta,
         "scheme": config.scheme,
+        "first_pass": config.first_pass,
         "warmup": config.warmup,
         "finish_at": None if config.finish is None else math.floor((1.0 - config.finish) * task.steps),
         **_common(config),

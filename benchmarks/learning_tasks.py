@@ -26,7 +26,8 @@ BY_LOSS = ("uniform", "importance", "auto")
 BISECTED = ("importance", "auto", "pruning")  # of which the steps to uniform's final loss are looked for
 
 FRACTIONS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-ADAM = (0.001, 0.003, 0.01)
+ADAM = (0.003, 0.01, 0.03)
+ADAM_OF_DEEPER = (0.001, 0.003, 0.01)
 GRID_SEED = 1000  # the first of the seeds that choose the learning rate, and are used for nothing else
 
 
@@ -72,9 +73,9 @@ TASKS = {
         target=3e-10,
     ),
     "teacher": Task("teacher", 6_000, goal=0.8),
-    "digits": Task("digits", 860, model="cnn", milliseconds=5.0),
-    "digits-longtail": Task("digits-longtail", 600, model="cnn", milliseconds=5.0, methods=ALL),
-    "digits-pixels": Task("digits-pixels", 860, model="lstm", milliseconds=15.0, methods=BY_LOSS),
+    "digits": Task("digits", 860, model="cnn", milliseconds=5.0, rates=ADAM_OF_DEEPER),
+    "digits-longtail": Task("digits-longtail", 600, model="cnn", milliseconds=5.0, rates=ADAM_OF_DEEPER, methods=ALL),
+    "digits-pixels": Task("digits-pixels", 860, model="lstm", milliseconds=15.0, rates=ADAM_OF_DEEPER, methods=BY_LOSS),
     "digits-noisy": Task("digits-noisy", 860, methods=ALL),
     "gaussians": Task("gaussians", 2_500),
     "clusters": Task("clusters", 4_000),

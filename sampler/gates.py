@@ -180,7 +180,9 @@ class Averages:
         sizes = checks.array("sizes", state["sizes"], np.empty(len(state["sizes"])), least=0.0)
         weight = checks.number("weight", state["weight"], 0.0, float(self.window))
         squares = checks.number("squares", state["squares"], 0.0, weight)
-        sums, products = (checks.array(name, state[name], np.empty(size)) for name, size in (("sums", 3), ("products", 6)))
+        sums, products = (
+            checks.array(name, state[name], np.empty(size)) for name, size in (("sums", 3), ("products", 6))
+        )
         if not (np.isfinite(sums).all() and np.isfinite(products).all() and np.isfinite(sizes).all()):
             raise ValueError("the sums of a gate must be finite")
         self._sizes = deque(sizes.tolist(), maxlen=SCALE_BATCHES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -41,8 +42,11 @@ class ImportanceSampler(Sampler):
         store: ``"proportional"``; ``"ranked"``, where P ∝ 1/rank^0.7 takes the place of q/Σq, up to N of about 1e6; or
             an object with the methods of ``PriorityStore``, such as ``RankedStore(num_samples, alpha=0.5)``.
         beta: β in [0, 1], or a function of the step. 1 corrects fully, 0 not at all.
-        first_pass: first every sample once, in shuffled order at weight 1, before priorities are used.
-        warmup: ≥ 0, further whole passes at weight 1 before priorities are used, which until then are learnt.
+        first_pass: first every sample once, in shuffled order at weight 1, before priorities are used; or the share
+            of the samples in [0, 1] after which they are. The others then have the mean priority of those seen, until
+            they are: right for a training of few epochs, where a whole pass is much of it.
+        warmup: ≥ 0, further passes at weight 1 before priorities are used, which until then are learnt; the first is
+            then a whole one, too.
         finish_at: the step from which on to the end draws are passes at weight 1 again, or None. What was left to the
             uniform share of the draws is so looked at once more, and the end is as it would be without priorities.
         gate: ``"variance"``, ``"speedup"`` or what :mod:`sampler.gates` makes: judges by the scores given to ``update``
@@ -82,7 +86,7 @@ class ImportanceSampler(Sampler):
         scheme: str = "systematic",
         store: str | PriorityStore = "proportional",
         beta: float | Callable[[int], float] = 1.0,
-        first_pass: bool = True,
+        first_pass: bool | float = True,
         warmup: int = 0,
         finish_at: int | None = None,
         gate: str | Gate | None = None,
@@ -108,7 +112,8 @@ class ImportanceSampler(Sampler):
         self._scheme = draws.resolve(scheme)
         self._beta = beta if callable(beta) else checks.number("beta", beta, 0.0, 1.0)
         self.forget = checks.number("forget", forget, 0.0, 1.0, top_open=True)
-        first_pass, self._ascending = checks.flag("first_pass", first_pass), checks.flag("ascending", ascending)
+        share = checks.number("first_pass", first_pass, 0.0, 1.0)
+        self._ascending = checks.flag("ascending", ascending)
         self.warmup = checks.whole("warmup", warmup, least=0)
         self.finish_at = None if finish_at is None else checks.whole("finish_at", finish_at, least=0)
         judge = gates.resolve(gate)
@@ -138,7 +143,10 @@ class ImportanceSampler(Sampler):
         self._faded = 0  # the sample from which on old priorities are pulled to the mean next
         if losses is not None:
             self._start_from(checks.numbers("losses", losses, self._size), first)
-        if losses is not None or not first_pass:
+        # Of the first pass, before priorities are used.
+        self._enough = self._size if self.warmup else math.ceil(share * self._size)
+        self._cut = 0 < self._enough < self._size and losses is None  # whether it is not yet, and will be, cut short
+        if losses is not None or share == 0.0:
             self._taken = self._size
         self._said_uniform = False
 
@@ -163,7 +171,8 @@ class ImportanceSampler(Sampler):
             checks.distinct(count, self._size)
         if self._bound is not None:
             self._bound.begin(self._store)
-        known = self._passes > 0 or self._taken == self._size  # whether priorities are, of all samples
+        self._cut_first_pass()
+        known = self._passes > 0 or self._taken >= self._enough  # whether there are priorities
         if not self._is_uniform():
             left = 0
             index, probability = self._by_priority(count)
@@ -183,9 +192,23 @@ class ImportanceSampler(Sampler):
 
     def _is_uniform(self) -> bool:
         """Whether the next sample is one of a pass: the first ones, the finish, and those of a closed gate."""
-        warm = self._passes + (self._taken == self._size) > self.warmup
+        warm = self._passes + (self._taken >= (self._size if self._passes else self._enough)) > self.warmup
         finishing = self.finish_at is not None and self._step >= self.finish_at
         return not warm or finishing or (self._gate is not None and not self._gate.open)
+
+    def _must_wait(self, count: int) -> bool:
+        return super()._must_wait(count) or self._taken >= self._enough
+
+    def _cut_first_pass(self) -> None:
+        """Once so much of it is done as was asked for, give the samples that were not seen the mean priority. O(N)."""
+        if not self._cut or (self._passes == 0 and self._taken < self._enough):
+            return
+        self._cut = False
+        unseen = self._newest < 0
+        if unseen.any() and not unseen.all():
+            values = self._priorities()
+            values[unseen] = values[~unseen].mean()
+            self._fill(values)
 
     def _from_passes(self, index: Int64s) -> int:
         """Fill ``index`` from its front with samples of passes, as long as draws are uniform; returns how many."""
@@ -206,6 +229,7 @@ class ImportanceSampler(Sampler):
         """As that of every sampler. Systematic draws by priority alone are made together."""
         rows, count = index.shape
         with self._lock:
+            self._cut_first_pass()
             store = self._store
             by_priority = not self._is_uniform() and self._scheme is draws.systematic
             simple = self._ledger is None and self._bound is None and not self.forget
@@ -354,6 +378,14 @@ class ImportanceSampler(Sampler):
         values = self._store.priorities()
         return values if self._bound is None else self._bound.put_back(values)
 
+    def _fill(self, values: Float64s) -> None:
+        """Have these priorities (N,), whatever the bound on draws holds down."""
+        if self._bound is not None:
+            self._bound.release_all(self._store)
+        self._store.fill(values)
+        if self._bound is not None:
+            self._bound.hold(self._store, np.arange(self._size))
+
     def losses(self) -> Float32s:
         """The newest finite loss of every sample, a copy: (N,) float32, NaN where there was none. O(N).
 
@@ -410,13 +442,9 @@ class ImportanceSampler(Sampler):
                 memory.observe(given)
                 derived = priorities.apply(changed, given, known, signed=self._store.signed)
             self._priority, self._memory, self.auto = changed, memory, False
-            if self._bound is not None:
-                self._bound.release_all(self._store)
-            values = self._store.priorities()
+            values = self._priorities()
             values[known] = derived
-            self._store.fill(values)
-            if self._bound is not None:
-                self._bound.hold(self._store, np.arange(self._size))
+            self._fill(values)
 
     def _check_waiting(self, priority: Priority, in_flight: dict[str, Any] | None) -> None:
         """Refuse a ``priority`` that cannot take the losses that wait under a lag, or the next draw would."""
@@ -448,6 +476,7 @@ class ImportanceSampler(Sampler):
             "losses": None if self._losses is None else self._losses.copy(),
             "bound": None if self._bound is None else self._bound.state_dict(),
             "faded": self._faded,
+            "cut": int(self._cut),
             **({} if self._gate is None else {"gate": self._gate.state_dict()}),
         }
 
@@ -503,6 +532,7 @@ class ImportanceSampler(Sampler):
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         faded = checks.whole("faded", state["faded"], least=0, most=self._size - 1)
+        cut = bool(checks.whole("cut", state["cut"], least=0, most=1))
         losses = self._losses if self._losses is None else checks.array("losses", state["losses"], self._losses)
         priority = self._priority_of(state)
         memory = _memory(priority)
@@ -515,7 +545,7 @@ class ImportanceSampler(Sampler):
         if self._gate is not None:
             parts.append((self._gate, state["gate"]))
         _load_all(parts)
-        self._faded, self._losses, self._priority, self._memory = faded, losses, priority, memory
+        self._faded, self._cut, self._losses, self._priority, self._memory = faded, cut, losses, priority, memory
 
 
 def _kept_and_scored() -> ValueError:
