@@ -33,7 +33,7 @@ from sampler import ImportanceSampler, ProportionalStore, UniformSampler
         ({"store": ProportionalStore}, ValueError, "store must be .*, got <class .*ProportionalStore'>$"),
         ({"store": ProportionalStore(4)}, ValueError, "store must hold 5 samples, got one of 4"),
         ({"first_pass": "no"}, TypeError, "first_pass must be a number, got 'no'"),
-        ({"first_pass": 1.5, "losses": [1.0] * 5}, ValueError, "first_pass must be in [0, 1], got 1.5"),
+        ({"first_pass": 1.5, "losses": [1.0] * 5}, ValueError, r"first_pass must be in \[0, 1\], got 1.5"),
         ({"keep_losses": 1}, TypeError, "keep_losses must be True or False, got 1"),
         ({"ascending": None}, TypeError, "ascending must be True or False, got None"),
         ({"beta": 1.5}, ValueError, r"beta must be in \[0, 1\]"),
