@@ -6,7 +6,7 @@ becomes of the losses (``_priorities_of`` and ``_remember``)::
     draw   ── hand out again what is in flight, or wait for feedback ──▶ _choose ──▶ ledger
     update ── check everything ──▶ ledger, until it is due ──▶ merge ──▶ _priorities_of ──▶ _remember
 
-The samplers themselves are in :mod:`sampler.samplers`.
+The samplers themselves are in :mod:`sampler.samplers`, and what their state is in :mod:`sampler.state`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sampler import batches, checks, weights
 from sampler.ledger import Draw, Flight, Ledger, Told, frozen
+from sampler.state import Stateful
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
@@ -37,7 +38,6 @@ class Learnt(NamedTuple):
     late: int
 
 
-STATE_FORMAT = 1
 RECENT_DRAWS = 100  # what ``summary`` means by recent
 
 logger = logging.getLogger("sampler")
@@ -47,7 +47,7 @@ class DivergedError(ValueError):
     """Too many updates in a row held no finite loss."""
 
 
-class Sampler:
+class Sampler(Stateful):
     """What all samplers share: the lock, the step, passes over all samples, feedback and its lag, the state."""
 
     uses_feedback = True  # whether draws depend on what ``update`` is told
@@ -289,7 +289,7 @@ class Sampler:
         indices = checks.indices(index, self._size)
         values = checks.per_sample("losses", losses, indices.size)
         scores = None if score is None else checks.per_sample("score", score, indices.size)
-        norm = _norm(mean_gradient_norm)
+        norm = checks.norm(mean_gradient_norm)
         told = None if step is None else self._what_is_told(values, scores, norm)  # a gate judges known draws
         if self._scored:
             values = self._scores(values, scores)
@@ -485,125 +485,8 @@ class Sampler:
                 "in_flight": 0 if self._ledger is None else len(self._ledger),
             }
 
-    # --- state --------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, as a dict of numbers, strings, arrays and dicts of these; copies throughout. O(N).
-
-        Loaded into a sampler made with the same arguments, the draws go on as if nothing had happened; those in flight
-        under a lag are handed out again first. After a ``set_priority`` the other sampler needs the same one.
-        """
-        with self._lock:
-            return {
-                "format": STATE_FORMAT,
-                "sampler": type(self).__name__,
-                "num_samples": self._size,
-                "step": self._step,
-                "taken": self._taken,
-                "passes": self._passes,
-                "keys": self._keys.copy(),
-                "newest": self._newest.copy(),
-                "newest_step": self._newest_step,
-                "counts": dict(self._counts),
-                "nonfinite_updates": self._nonfinite_updates,
-                "recent": self._recent.copy(),
-                "generator": self._generator.bit_generator.state,
-                "in_flight": None if self._ledger is None else self._ledger.state_dict(),
-                **self._own_state(),
-            }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave.
-
-        Raises ``ValueError`` for the state of another kind of sampler, another number of samples, a newer
-        format or an option that differs (``store``, ``priority``, ``max_draws``, ``keep_losses``), and for one that is
-        damaged; nothing is changed then.
-        """
-        with self._lock:
-            self._check_state(state)
-            try:
-                attributes = self._read_state(state)
-                self._load_own_state(state)  # the last thing that can be refused
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-                raise ValueError(
-                    f"the state is damaged ({type(error).__name__}: {error}); load another, or start again"
-                ) from error
-            vars(self).update(attributes)
-            self._changed.notify_all()
-
-    def _read_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The attributes that ``state`` describes, each checked; changes nothing."""
-        generator = np.random.default_rng()
-        generator.bit_generator.state = state["generator"]
-        step = checks.whole("step", state["step"], least=0, most=checks.LARGEST_STEP)
-        return {
-            "_step": step,
-            "_taken": checks.whole("taken", state["taken"], least=0, most=self._size),
-            "_passes": checks.whole("passes", state["passes"], least=0),
-            "_keys": checks.array("keys", state["keys"], self._keys),
-            "_newest": checks.array("newest", state["newest"], self._newest, least=-1),
-            "_newest_step": checks.whole("newest_step", state["newest_step"], least=-1, most=checks.LARGEST_STEP - 1),
-            "_counts": {name: checks.whole(name, state["counts"][name], least=0) for name in self._counts},
-            "_nonfinite_updates": checks.whole("nonfinite_updates", state["nonfinite_updates"], least=0),
-            "_recent": checks.array("recent", state["recent"], self._recent),
-            "_generator": generator,
-            "_ledger": self._read_ledger(state["in_flight"], step),
-            "_waiting_since": None,
-        }
-
     def _new_ledger(self) -> Ledger | None:
         return None if self.feedback_lag is None else Ledger(self.feedback_lag)
-
-    def _read_ledger(self, in_flight: dict[str, Any] | None, step: int) -> Ledger | None:
-        if self.feedback_lag is None:
-            if in_flight is not None and len(in_flight["step"]):
-                logger.warning(
-                    "%d draws in flight are dropped: without a feedback_lag none are kept", len(in_flight["step"])
-                )
-            return None
-        ledger = self._new_ledger()
-        if ledger is not None and in_flight is not None:
-            checks.indices(in_flight["index"], self._size)
-            ledger.load_state_dict(in_flight, next_step=step)
-        return ledger
-
-    def _check_state(self, state: dict[str, Any]) -> None:
-        if not isinstance(state, dict):
-            raise ValueError(f"a state is a dict that state_dict gave, got {type(state).__name__}")
-        if state.get("format", 0) > STATE_FORMAT:
-            raise ValueError(
-                f"the state has format {state['format']}, this version reads up to {STATE_FORMAT}; install a newer "
-                "version of tf-importance-sampling"
-            )
-        if state.get("sampler") != type(self).__name__:
-            raise ValueError(f"the state of a {state.get('sampler')} was given to a {type(self).__name__}")
-        if state.get("num_samples") != self._size:
-            raise ValueError(
-                f"the state is of {state.get('num_samples')} samples, the sampler has {self._size}; was the data set "
-                "changed? Load it into a sampler of that size, or start again"
-            )
-
-    def _own_state(self) -> dict[str, Any]:
-        return {}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def _norm(value: npt.ArrayLike | None) -> float:
-    """A ``mean_gradient_norm`` that was given, infinite where it is not finite, or NaN where none was."""
-    if value is None:
-        return np.nan
-    given = np.asarray(value)
-    if given.shape != () or not checks.is_real(given.dtype):
-        raise TypeError(
-            f"mean_gradient_norm must be one number, got {given.dtype} of shape {given.shape}; it is the norm of the "
-            "whole batch's gradient"
-        )
-    number = float(given)
-    if number < 0.0:
-        raise ValueError(f"mean_gradient_norm must be at least 0, got {number:g}; it is a norm")
-    return number if np.isfinite(number) else np.inf
 
 
 def _no_step_left(step: int) -> OverflowError:

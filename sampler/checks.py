@@ -173,3 +173,19 @@ def array(name: str, value: npt.ArrayLike, like: npt.NDArray[Any], *, least: flo
     if like.dtype.kind in "iu" and (changed := result != given).any():  # a cast of integers wraps without a word
         raise ValueError(f"{name} must be in the range of {like.dtype}, got {given[changed][0]}")
     return result
+
+
+def norm(value: npt.ArrayLike | None) -> float:
+    """A ``mean_gradient_norm`` that was given, infinite where it is not finite, or NaN where none was."""
+    if value is None:
+        return np.nan
+    given = np.asarray(value)
+    if given.shape != () or not is_real(given.dtype):
+        raise TypeError(
+            f"mean_gradient_norm must be one number, got {given.dtype} of shape {given.shape}; it is the norm of the "
+            "whole batch's gradient"
+        )
+    number = float(given)
+    if number < 0.0:
+        raise ValueError(f"mean_gradient_norm must be at least 0, got {number:g}; it is a norm")
+    return number if np.isfinite(number) else np.inf
