@@ -428,7 +428,9 @@ def advice(plan: Plan, outcome: Outcome) -> str | None:
         state = "paid and were used" if found["gate_open"] else "did not pay, and draws were uniform"
         changed = f"; the gate last changed at step {found['gate_changed']:,}" if found["gate_changed"] >= 0 else ""
         said.append(f"At the end draws by priority {state}: a gain of {found['gate_gain']:.2f}{changed}.")
-    if config.sampling == "importance" and config.priority != "auto" and outcome.advice is not None:
+    if config.sampling == "importance" and config.priority == "auto":
+        said.append(f"The priority that 'auto' stood for was {plan.sampler.priority}.")
+    elif config.sampling == "importance" and outcome.advice is not None:
         better = outcome.advice.sentence(config.priority)
         if better is not None:
             said.append(f"{better[0].upper()}{better[1:]}.")

@@ -201,6 +201,11 @@ def machine(core: int | None) -> dict[str, Any]:
     }
 
 
+def aside(output: Path, default: Path) -> Path:
+    """Where a quick run writes: not over the results of a whole one, unless it was told so."""
+    return output.with_stem(f"{output.stem}-quick") if output == default else output
+
+
 def _processor() -> str:
     described = Path("/proc/cpuinfo")
     if described.exists():

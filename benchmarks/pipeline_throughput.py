@@ -121,6 +121,7 @@ class Options:
             return self
         return replace(
             self,
+            output=measuring.aside(self.output, Options.output),
             num_samples=max(min(self.num_samples, QUICK_SAMPLES), *self.batches),
             rounds=min(self.rounds, QUICK_ROUNDS),
             seconds=min(self.seconds, QUICK_SECONDS),

@@ -105,6 +105,7 @@ class Options:
             return self
         return replace(
             self,
+            output=measuring.aside(self.output, Options.output),
             sizes=tuple(size for size in self.sizes if size <= QUICK_LARGEST) or self.sizes,
             rounds=min(self.rounds, QUICK_ROUNDS),
             seconds=min(self.seconds, QUICK_SECONDS),

@@ -113,6 +113,7 @@ class Options:
             return self
         return replace(
             self,
+            output=measuring.aside(self.output, Options.output),
             rounds=min(self.rounds, QUICK_ROUNDS),
             loss_rounds=min(self.loss_rounds, QUICK_ROUNDS),
             seconds=min(self.seconds, QUICK_SECONDS),

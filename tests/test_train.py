@@ -379,12 +379,14 @@ class Told:
             None,
             "At the end draws by priority paid and were used: a gain of 1.50; the gate last changed at step 1,200.",
         ),
-        (Config(gate="none", priority="auto"), {}, "never", None),
+        (Config(gate="none", priority="auto"), {}, "never", "The priority that 'auto' stood for was 'sqrt'."),
         (Config(sampling="uniform"), {}, "never", None),
     ],
 )
 def test_a_run_by_loss_says_what_it_found(config, summary, better, said):
     class Sampler:
+        priority = "'sqrt'"
+
         def summary(self):
             return summary
 

@@ -152,6 +152,11 @@ class ImportanceSampler(ImportanceState):
         self._said_uniform = False
 
     @property
+    def priority(self) -> str:
+        """How the priority is written that is in use now: with ``"auto"``, what it has become."""
+        return priorities.describe(self._priority)
+
+    @property
     def fully_corrected(self) -> bool:  # type: ignore[override]
         """Whether every weight is 1/(N p): whether β is always 1."""
         return not callable(self._beta) and self._beta == 1.0
@@ -419,6 +424,7 @@ class ImportanceSampler(ImportanceState):
             if named is priorities.gradient_norm and self._losses is not None:
                 raise _kept_and_scored()
             self._priority = self._made_with = named
+            logger.info("priority='auto' is %r", priority)
 
     def set_priority(self, priority: str | Priority) -> None:
         """Change the priority function, and derive every priority anew from the sample's newest loss. O(N).

@@ -143,6 +143,8 @@ def test_wrong_options_end_with_status_2(wrong: str, capsys: pytest.CaptureFixtu
 
 def test_quick_shortens() -> None:
     quick = Options(quick=True).shortened()
+    assert quick.output != Options().output  # the results of a whole run stay
+    assert Options(quick=True, output=Path("mine.jsonl")).shortened().output == Path("mine.jsonl")
     assert max(quick.sizes) == 1_000_000
     assert quick.rounds < Options().rounds
     assert quick.seconds < Options().seconds

@@ -532,14 +532,18 @@ def test_passes_are_whole_numbers(options):
 # --- the priority that is named later
 
 
-def test_auto_is_the_loss_until_it_is_named():
+def test_auto_is_the_loss_until_it_is_named(caplog):
+    caplog.set_level("INFO", "sampler")
     sampler = ImportanceSampler(4, priority="auto", first_pass=False, uniform_fraction=0.0, seed=0)
     assert sampler.auto
+    assert sampler.priority == "'loss'"
     assert not sampler.wants_score
     sampler.suit("gradient_norm")
     assert sampler.wants_score
     sampler.suit("sqrt")
     assert not sampler.wants_score
+    assert sampler.priority == "'sqrt'"
+    assert caplog.messages == ["priority='auto' is 'gradient_norm'", "priority='auto' is 'sqrt'"]
     sampler.update(np.arange(4), [1.0, 4.0, 9.0, 16.0])
     assert sampler.priorities().tolist() == [1.0, 2.0, 3.0, 4.0]
     sampler.suit("sqrt")
