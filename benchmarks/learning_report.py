@@ -133,7 +133,10 @@ def _goal(study: Study, task: str, method: str, ratio: tuple[float, float, float
         return ""
     if goal is None:
         return "" if ratio is None else f"≤ {WORSE} {'✓' if ratio[0] <= WORSE else '✗'}"
-    return f"≤ {goal:g} {'✓' if fraction <= goal else '✗'}"
+    low, high, following = study.bracket(task, method)
+    if following is not None and low < goal < high:
+        return f"≤ {goal:g} unfinished"
+    return f"≤ {goal:g} {'✓' if high <= goal or fraction <= goal else '✗'}"
 
 
 def _interval_text(found: tuple[float, float, float]) -> str:

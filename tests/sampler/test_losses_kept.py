@@ -321,5 +321,5 @@ def test_siblings_have_the_same_methods():
     def public(kind):
         return {name for name in dir(kind) if not name.startswith("_")}
 
-    own = {"losses", "set_priority", "nbytes"}
+    own = {"losses", "priority", "set_priority", "nbytes"}
     assert public(ImportanceSampler) - public(UniformSampler) <= own
