@@ -39,6 +39,7 @@ import tyro
 
 from benchmarks import learning_report
 from benchmarks.learning_tasks import ALL, BISECTED, FIRST, FRACTIONS, GRID_SEED, TASKS, Task
+from benchmarks.measuring import aside
 from pipeline.progress import counting
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
@@ -297,9 +298,7 @@ def read(path: Path) -> list[Row]:
 
 def main(options: Options, make_worker: Callable[[int], Any] = Worker) -> str:
     """Run what is missing, and give the report."""
-    path = options.results
-    if options.quick and path == RESULTS:
-        path = path.with_name("learning-quick.jsonl")
+    path = aside(options.results, RESULTS) if options.quick else options.results
     study = Study.of(options, read(path))
     if not options.report:
         _run_missing(study, options, path, make_worker)

@@ -198,7 +198,7 @@ class ImportanceSampler(ImportanceState):
 
     def _is_uniform(self) -> bool:
         """Whether the next sample is one of a pass: the first ones, the finish, and those of a closed gate."""
-        warm = self._passes + (self._taken >= (self._size if self._passes else self._enough)) > self.warmup
+        warm = self._passes + (self._taken >= self._enough) > self.warmup
         finishing = self.finish_at is not None and self._step >= self.finish_at
         return not warm or finishing or (self._gate is not None and not self._gate.open)
 
@@ -452,14 +452,6 @@ class ImportanceSampler(ImportanceState):
             values = self._priorities()
             values[known] = derived
             self._fill(values)
-
-    def _check_waiting(self, priority: Priority, in_flight: dict[str, Any] | None) -> None:
-        """Refuse a ``priority`` that cannot take the losses that wait under a lag, or the next draw would."""
-        if self._ledger is not None and in_flight is not None:
-            losses = np.asarray(in_flight["losses"], np.float64)
-            finite = np.asarray(in_flight["reported"]) & np.isfinite(losses)
-            index = np.asarray(in_flight["index"])[finite]
-            priorities.apply(priority, losses[finite], index, signed=self._store.signed)
 
     def _kept_losses(self) -> Float32s:
         if self._losses is None:

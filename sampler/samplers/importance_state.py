@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from sampler import checks, priorities, stores
 from sampler.base import Float32s, Sampler
 from sampler.bound import DrawBound
@@ -106,7 +108,12 @@ class ImportanceState(Sampler):
         self._faded, self._cut, self._losses, self._priority, self._memory = faded, cut, losses, priority, memory
 
     def _check_waiting(self, priority: Priority, in_flight: dict[str, Any] | None) -> None:
-        raise NotImplementedError
+        """Refuse a ``priority`` that cannot take the losses that wait under a lag, or the next draw would."""
+        if self._ledger is not None and in_flight is not None:
+            losses = np.asarray(in_flight["losses"], np.float64)
+            finite = np.asarray(in_flight["reported"]) & np.isfinite(losses)
+            index = np.asarray(in_flight["index"])[finite]
+            priorities.apply(priority, losses[finite], index, signed=self._store.signed)
 
 
 def _differs(name: str, theirs: Any, ours: Any, mend: str = "") -> ValueError:
