@@ -46,7 +46,7 @@ class Config:
     by a forward pass, class-balanced with rare classes more often."""
     dataset: str = "digits"
     """digits, digits-longtail, digits-noisy, digits-pixels, checker, peaks, heavy-rows, heavy-linear, teacher,
-    gaussians, clusters, npz:PATH or keras:NAME.
+    gaussians, clusters, countries, npz:PATH or keras:NAME.
     PATH holds the arrays x, y and perhaps x_test, y_test.
     NAME is mnist, fashion_mnist, cifar10, cifar100 or imdb."""
     model: str = "auto"

@@ -6,7 +6,8 @@
     python -m benchmarks.learning --report                      # the tables and the picture again
 
 1. *Learning rates*: each method with each rate of the task's grid, on seeds that are used for nothing else; the rate
-   with the least mean test loss is the method's own, at every budget.
+   with the least mean test loss is the method's own. Where fewer steps are tried, the grid is run at half of the
+   budget, too, and what is best there goes for all of them: the fewer steps, the higher the best rate.
 2. *Equal steps*: all methods, on all seeds, for the whole budget, in turn within a seed.
 3. *Steps to uniform's final test loss*: for the methods that got below it, the fraction of the budget that is enough is
    looked for by bisection. Each fraction is a run of its own, with the learning rate decayed to its own end, on all
@@ -44,6 +45,7 @@ from pipeline.progress import counting
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 QUICK = 40  # so many times fewer steps
+HALF = 0.5  # of the budget, at which learning rates are tried for all that is less than the whole
 
 Job = dict[str, Any]
 Row = dict[str, Any]
@@ -101,11 +103,13 @@ class Study:
     def grid(self) -> list[Job]:
         """The runs that choose the learning rates."""
         return self._missing(
-            _job(task, method, rate, seed, self.tasks[task].steps)
+            _job(task, method, rate, seed, self.steps(task, fraction))
             for task in self.tasks
-            for seed in range(GRID_SEED, GRID_SEED + self.grid_seeds)
+            for fraction in (1.0, HALF)
+            for seed in self.seeds_of(task, grid=True)
             for rate in self.tasks[task].rates
             for method in self.methods_on(task)
+            if fraction == 1.0 or self.is_bisected(task, method)
         )
 
     def full(self) -> list[Job]:
@@ -113,7 +117,7 @@ class Study:
         return self._missing(
             _job(task, method, self.rate(task, method), seed, self.tasks[task].steps)
             for task in self.tasks
-            for seed in range(self.seeds)
+            for seed in self.seeds_of(task)
             for method in self.methods_on(task)
         )
 
@@ -123,25 +127,41 @@ class Study:
             (task, method, fraction)
             for task in self.tasks
             for method in self.methods_on(task)
-            if method in BISECTED and self.tasks[task].goal is not None
+            if self.is_bisected(task, method)
             for fraction in [self.bracket(task, method)[2]]
             if fraction is not None
         ]
         return self._missing(
-            _job(task, method, self.rate(task, method), seed, self.steps(task, fraction))
+            _job(task, method, self.rate(task, method, self.steps(task, fraction)), seed, self.steps(task, fraction))
             for task, method, fraction in wanted
-            for seed in range(self.seeds)
+            for seed in self.seeds_of(task)
         )
+
+    def is_bisected(self, task: str, method: str) -> bool:
+        """Whether the steps to the target are looked for: of uniform draws where the target is not their own end."""
+        found = self.tasks[task]
+        return found.goal is not None and (method in BISECTED or (method == FIRST and found.target is not None))
+
+    def seeds_of(self, task: str, grid: bool = False) -> range:
+        """The seeds of the runs that are reported, or of those that choose the learning rate."""
+        if not grid:
+            return range(self.seeds)
+        return range(GRID_SEED, GRID_SEED + max(self.grid_seeds, self.tasks[task].grid_seeds))
 
     def steps(self, task: str, fraction: float) -> int:
         """A fraction of the whole budget."""
         return round(fraction * self.tasks[task].steps)
 
-    def rate(self, task: str, method: str) -> float:
-        """The method's own learning rate: that of the least mean test loss; a run that diverged has an infinite one."""
+    def rate(self, task: str, method: str, steps: int | None = None) -> float:
+        """The method's own learning rate: that of the least mean test loss; a run that diverged has an infinite one.
+
+        For the whole budget, or for ``steps`` fewer than that: then that of half of the budget.
+        """
+        whole = self.tasks[task].steps
+        tried = whole if steps in (None, whole) else self.steps(task, HALF)
 
         def mean(rate: float) -> float:
-            losses = [row["test_loss"] for row in self.found(task, method, self.tasks[task].steps, rate, grid=True)]
+            losses = [row["test_loss"] for row in self.found(task, method, tried, rate, grid=True)]
             return (
                 sum(loss if math.isfinite(loss) else math.inf for loss in losses) / len(losses) if losses else math.inf
             )
@@ -150,13 +170,13 @@ class Study:
 
     def found(self, task: str, method: str, steps: int, rate: float | None = None, grid: bool = False) -> list[Row]:
         """The rows of a method at one budget, by seed; at its own learning rate unless told otherwise."""
-        rate = self.rate(task, method) if rate is None else rate
-        first, count = (GRID_SEED, self.grid_seeds) if grid else (0, self.seeds)
+        rate = self.rate(task, method, steps) if rate is None else rate
+        seeds = self.seeds_of(task, grid)
         kept = [
             row
             for row in self.rows
             if (row["task"], row["method"], row["steps"], row["learning_rate"]) == (task, method, steps, rate)
-            and first <= row["seed"] < first + count
+            and row["seed"] in seeds
         ]
         return sorted(kept, key=lambda row: row["seed"])
 

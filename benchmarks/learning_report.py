@@ -63,11 +63,11 @@ def _cells(
     losses = [row["test_loss"] for row in rows if math.isfinite(row["test_loss"])]
     ratio = interval(log_ratios(rows, first)) if method != FIRST else None
     seconds = step_seconds(rows) / step_seconds(first) if first else math.nan
-    fraction = steps_to(study, task, method)
+    share = share_of_uniform(study, task, method)
     return [
         task,
         method,
-        f"{study.rate(task, method):g}",
+        _rates(study, task, method),
         f"{np.mean(losses):.4g}" if losses else "-",
         "" if ratio is None else _interval_text(ratio),
         "" if method == FIRST else _number(p_values[method], ".2g"),
@@ -76,8 +76,8 @@ def _cells(
         f"{len(rows) - len(losses)} of {len(rows)}",
         _number(seconds, ".2f"),
         fraction_text(study, task, method),
-        _number(fraction * seconds, ".2f"),
-        _goal(study, task, method, ratio, fraction),
+        _number(share * seconds, ".2f"),
+        _goal(study, task, method, ratio, share),
     ]
 
 
@@ -104,7 +104,7 @@ def steps_to(study: Study, task: str, method: str) -> float:
     """The fraction of the budget at which the target is reached: between the two budgets that bracket it, where the
     logarithm of the loss, taken for a straight line, meets it. NaN where it is not known, or not reached.
     """
-    if method not in BISECTED or study.tasks[task].goal is None:
+    if not study.is_bisected(task, method):
         return math.nan
     low, high, following = study.bracket(task, method)
     if following is not None or math.isinf(high):
@@ -115,28 +115,44 @@ def steps_to(study: Study, task: str, method: str) -> float:
     return low + (high - low) * above / (above - below)
 
 
+def share_of_uniform(study: Study, task: str, method: str) -> float:
+    """``steps_to`` over uniform's: the whole budget, or fewer where the target is not uniform's own end."""
+    fraction = steps_to(study, task, method)
+    return fraction if study.tasks[task].target is None else fraction / steps_to(study, task, FIRST)
+
+
 def fraction_text(study: Study, task: str, method: str) -> str:
     """``steps_to`` with the budgets that were run around it."""
-    if method not in BISECTED or study.tasks[task].goal is None:
+    if not study.is_bisected(task, method):
         return ""
     low, high, following = study.bracket(task, method)
     if math.isinf(high):
         return "more than 1" if low else "-"
     if following is not None:
         return f"{low:g} to {high:g}, unfinished"
-    return f"{steps_to(study, task, method):.2f} ({low:g} to {high:g})"
+    share = share_of_uniform(study, task, method)
+    return f"{share:.2f} ({low:g} to {high:g})"
 
 
-def _goal(study: Study, task: str, method: str, ratio: tuple[float, float, float] | None, fraction: float) -> str:
+def _goal(study: Study, task: str, method: str, ratio: tuple[float, float, float] | None, share: float) -> str:
     goal = study.tasks[task].goal
     if method == FIRST or (goal is not None and method not in BISECTED):
         return ""
     if goal is None:
         return "" if ratio is None else f"≤ {WORSE} {'✓' if ratio[0] <= WORSE else '✗'}"
     low, high, following = study.bracket(task, method)
-    if following is not None and low < goal < high:
-        return f"≤ {goal:g} unfinished"
-    return f"≤ {goal:g} {'✓' if high <= goal or fraction <= goal else '✗'}"
+    if study.tasks[task].target is not None:
+        unfinished, reached = following is not None or math.isnan(steps_to(study, task, FIRST)), share <= goal
+    else:
+        unfinished, reached = following is not None and low < goal < high, high <= goal or share <= goal
+    return f"≤ {goal:g} {'unfinished' if unfinished else '✓' if reached else '✗'}"
+
+
+def _rates(study: Study, task: str, method: str) -> str:
+    """The method's own learning rate, and the one for fewer steps where it is another."""
+    whole = study.rate(task, method)
+    fewer = study.rate(task, method, 0) if study.is_bisected(task, method) else whole
+    return f"{whole:g}" if whole == fewer else f"{whole:g}, {fewer:g}"
 
 
 def _interval_text(found: tuple[float, float, float]) -> str:

