@@ -18,10 +18,11 @@ From Python::
 
     outcome = run(Config(sampling="importance", dataset="checker", epochs=4))
 
-Options live in ``train_options``, the samplings in ``train_samplings``, the loop in
-:mod:`pipeline.training`, what a comparison says in :mod:`pipeline.comparing`. TensorFlow takes seconds
-to import, so it is imported after the options are known to be right. Exit status: 0 done, 2 a mistake in the options,
-130 interrupted.
+Options live in ``train_options``, the samplings in ``train_samplings``, snapshots and signals in ``train_saving``, the
+loop in :mod:`pipeline.training`, what a comparison says in :mod:`pipeline.comparing`. TensorFlow takes seconds
+to import, so it is imported after the options are known to be right. Exit status: 0 done, 1 the training failed, 2 a
+mistake in the options, 130 or 143 interrupted (SIGINT, SIGTERM): the step is finished, a snapshot saved, and the same
+command with ``--resume`` goes on.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from train_options import OptionError as OptionError
 from train_options import parse as parse
 from train_options import to_yaml as to_yaml
 from train_samplings import Task, make_sampler
+from train_saving import Interrupted, beginning, caught, saving_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,11 +55,14 @@ if TYPE_CHECKING:
 
     from pipeline.comparing import Comparison
     from pipeline.data import Data
+    from pipeline.saving import Saving
     from pipeline.training import Outcome
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit status
 TRIAL_STEPS, TRIAL_SHARE = 300, 0.1  # the most steps, and share of a budget in seconds, that a trial takes
 CURVE_POINTS = 40  # of a comparison's runs
+OF_TIMING = ("step", "in_flight")  # of a sampler's summary: how far it is ahead of training
+BY_HEART = 10  # times the training loss: a test loss above that is no matter of optimisation
 WIDTH = 120  # of its table where the output is no terminal
 
 
@@ -81,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return FAILED
+    except Interrupted as stop:
+        print(f"{PROGRAM}: {stop}", file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; no result was written", file=sys.stderr)
         return INTERRUPTED
@@ -98,6 +106,8 @@ def run(config: Config, *, callbacks: Sequence[keras.callbacks.Callback] = ()) -
 
 def _execute(config: Config) -> None:
     import_tensorflow()
+    from pipeline.checkpoints import SnapshotError
+    from pipeline.saving import Stopped
     from sampler import DivergedError
 
     if config.compare is not None:
@@ -110,9 +120,16 @@ def _execute(config: Config) -> None:
         return
     _check_folder(config.folder)
     with ExitStack() as stack:
+        callbacks = [] if config.quiet else [stack.enter_context(progress(plan))]
+        signals = stack.enter_context(caught())
         try:
-            outcome = plan.train(() if config.quiet else [stack.enter_context(progress(plan))])
-        except DivergedError as error:
+            saving = saving_of(plan.config, plan.data, lambda: bool(signals))
+            outcome = plan.train([*callbacks, beginning(plan.config)], saving)
+        except Stopped as stop:
+            raise Interrupted(signals[0], stop.step, config.folder) from None
+        except SnapshotError as error:
+            raise OptionError(error) from error
+        except (DivergedError, OSError) as error:
             raise TrainingError(error) from error
     write_results(plan, outcome)
     if not config.quiet:
@@ -138,7 +155,7 @@ class Plan:
         budget = Budget.of(self.config)
         return budget.steps(len(self.data), self.config.batch_size) or TRIAL_STEPS
 
-    def train(self, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Outcome:
+    def train(self, callbacks: Sequence[keras.callbacks.Callback] = (), saving: Saving | None = None) -> Outcome:
         """Train the model."""
         from pipeline.training import train
 
@@ -156,6 +173,7 @@ class Plan:
             loss=config.loss,
             refresh=config.refresh,
             evaluate_every=config.evaluate_every,
+            saving=saving,
             callbacks=callbacks,
         )
 
@@ -397,7 +415,10 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=plan.steps)
-        yield keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.advance(task))
+        yield keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: bar.update(task, completed=int(plan.model.optimizer.iterations)),
+            on_train_batch_end=lambda batch, logs: bar.advance(task),
+        )
 
 
 def _line_writer(epochs: int) -> Callable[[int, dict[str, Any]], None]:
@@ -428,6 +449,11 @@ def advice(plan: Plan, outcome: Outcome) -> str | None:
         state = "paid and were used" if found["gate_open"] else "did not pay, and draws were uniform"
         changed = f"; the gate last changed at step {found['gate_changed']:,}" if found["gate_changed"] >= 0 else ""
         said.append(f"At the end draws by priority {state}: a gain of {found['gate_gain']:.2f}{changed}.")
+    if found.get("gate_open") and outcome.test_loss > BY_HEART * outcome.train_loss:
+        said.append(
+            f"But the test loss is {outcome.test_loss / max(outcome.train_loss, 1e-12):.0f} times the training loss: "
+            "what binds is not the noise of the gradient, and uniform draws may generalise better; compare."
+        )
     if config.sampling == "importance" and config.priority == "auto":
         said.append(f"The priority that 'auto' stood for was {plan.sampler.priority}.")
     elif config.sampling == "importance" and outcome.advice is not None:
@@ -455,7 +481,7 @@ def summary(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "test_loss": outcome.test_loss,
         "test_accuracy": outcome.test_accuracy,
         "worst_class_accuracy": outcome.worst_class_accuracy,
-        "sampler": plan.sampler.summary(),
+        "sampler": {name: value for name, value in plan.sampler.summary().items() if name not in OF_TIMING},
     }
 
 

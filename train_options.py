@@ -114,6 +114,12 @@ class Config:
     evaluate_every: int | None = None
     """Steps between evaluations on the test set, for curve.csv.
     None: at the end of each epoch, for history.csv, alone."""
+    save_every: str | None = "300s"
+    """How often a snapshot of the whole training is saved: like 500steps or 60s. None: at its end, and when it is
+    interrupted, alone."""
+    resume: bool = False
+    """Go on from the newest snapshot in the output folder, with the options of its config.yaml; from the beginning
+    where there is none."""
     compare: str | None = None
     """Several samplings, compared over --seeds: uniform,importance,pruning. Options of their own stand behind:
     uniform,importance:priority=sqrt:learning_rate=0.01. The first is what the others are held against."""
@@ -138,7 +144,7 @@ class Config:
         return self.output or Path("runs") / f"{plain}-{which}"
 
 
-NOT_SAVED = ("config", "print_config", "dry_run", "quiet")  # what to do, not what to train
+NOT_SAVED = ("config", "print_config", "dry_run", "quiet", "resume")  # what to do, not what to train
 METHOD_KEYS = (  # what a method of --compare may have for itself
     *("learning_rate", "decay", "warmup_steps", "loss", "priority", "gate", "uniform_fraction", "smoothing", "beta"),
     *(
@@ -164,6 +170,8 @@ def parse(arguments: list[str]) -> Config:
     file = _config_file(arguments)
     values = [] if file is None else _file_arguments(file)
     config = _parse(values + arguments)
+    if config.resume and (config.folder / "config.yaml").is_file():
+        config = _parse(_file_arguments(config.folder / "config.yaml") + values + arguments)
     check(config)
     return config
 
@@ -242,6 +250,10 @@ def check(config: Config) -> None:
     finish = config.finish
     _require(config, "finish", finish is None or 0 <= finish <= 1, "in 0..1, or None")
     Budget.of(config)
+    if config.save_every is not None:
+        _require(config, "save_every", _is_interval(config.save_every), "like 500steps or 60s, or None")
+    if config.resume and config.compare is not None:
+        raise OptionError("--resume is for a single training; a comparison begins anew")
     try:
         check_samplers(config)  # the samplers check what is theirs, whichever is chosen
     except (ValueError, TypeError) as error:
@@ -249,6 +261,11 @@ def check(config: Config) -> None:
     if config.compare is not None:
         for method in methods_of(config).values():
             check(method)
+
+
+def _is_interval(text: str) -> bool:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|s)\s*", text)
+    return found is not None and float(found[1]) > 0 and (found[2] == "s" or float(found[1]) % 1 == 0)
 
 
 def _require(config: Config, name: str, holds: bool, rule: str) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COLORS = dict(zip(METHODS, (INK, SKY, BLUE, "#7f4f24", RED, ORANGE, GREEN, PURPLE, YELLOW), strict=True))
 MARKERS = dict(zip(METHODS, "|osD^vPXd", strict=True))
-ACROSS = 3  # small panels in a row
+ACROSS = 4  # small panels in a row
 
 Point = tuple[float, float, float, float]  # fraction, ratio, low, high
 
@@ -48,8 +48,8 @@ def draw(study: Study, path: Path) -> None:
     """Write the picture as a PNG."""
     followed = [name for name, task in study.tasks.items() if task.goal is not None]
     down = max(1, math.ceil(len(followed) / ACROSS))
-    figure = drawing.figure_of(14.0, max(3.2 * down, 0.55 * len(study.tasks) + 1.0) + 0.8)
-    parts = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.55))
+    figure = drawing.figure_of(15.5, max(3.2 * down, 0.55 * len(study.tasks) + 1.0) + 0.8)
+    parts = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 2.0))
     left, right = parts.flat
     _after_the_same_steps(left.subplots(), study)
     panels = right.subplots(down, ACROSS, squeeze=False)

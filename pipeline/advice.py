@@ -13,10 +13,14 @@ are taken as they are at this moment, as fresh as the losses; in a training all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sampler import checks
 
 Array = npt.NDArray[np.float64]
 
@@ -52,7 +56,7 @@ class Advice:
         if 0.0 < uniform < np.inf and all(0.0 < gain < np.inf for gain in gains.values()):
             self._parts += 1
             for name, gain in gains.items():
-                self._logs[name] += np.log(gain)
+                self._logs[name] += math.log(gain)
 
     def _gain(self, priority: Array, weight: Array, moments: Array, total: float) -> float:
         mean = float((weight * priority).sum()) / total if total > 0.0 else 0.0
@@ -62,6 +66,15 @@ class Advice:
         with np.errstate(divide="ignore", invalid="ignore"):
             by_priority = float(np.where(moments > 0.0, moments / likely, 0.0).sum())
         return float(moments.sum()) / by_priority if by_priority > 0.0 else np.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums."""
+        return {"parts": self._parts, "logs": dict(self._logs)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self._parts = checks.whole("parts", state["parts"], least=0)
+        self._logs = {name: checks.number(name, state["logs"][name], -np.inf, np.inf) for name in PRIORITIES}
 
     def gains(self) -> dict[str, float]:
         """What draws by each priority are worth, over uniform ones; nothing where nothing was added."""

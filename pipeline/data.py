@@ -33,6 +33,7 @@ from __future__ import annotations
 import difflib
 import functools
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +76,14 @@ class Data:
     def __len__(self) -> int:
         """N, the number of training samples."""
         return len(self.x)
+
+    def fingerprint(self) -> str:
+        """A checksum over all arrays, as hexadecimal digits: equal data have equal ones. About a second a gigabyte."""
+        total = 0
+        for part in (self.x, self.y, self.x_test, self.y_test):
+            total = zlib.crc32(f"{part.shape}{part.dtype.str}".encode(), total)
+            total = zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data, total)
+        return f"{total:08x}"
 
 
 def load_data(name: str) -> Data:

@@ -190,6 +190,15 @@ class LossFeedback(keras.callbacks.Callback):
         self._drain()
         self._remove()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What this epoch has counted so far, for the logs, and the advice: numbers and arrays."""
+        self._drain()
+        return self._figures.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave, after the epoch has begun; before it, only the advice stays."""
+        self._figures.load_state_dict(state)
+
     @property
     def advice(self) -> Advice:
         """What draws by some other priorities would have been worth, so far, where scores came with the losses."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.advice import Advice
+from sampler import checks
 
 Array = np.ndarray
 TOGETHER = 64  # steps summed up at a time
@@ -75,6 +76,25 @@ class Figures:
             "sampling/milliseconds": 1e3 * (self._spent() - self._seconds) / steps,
             **gate,
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of the epoch so far and the steps that are not summed up yet; not the seconds."""
+        names = ("losses", "weight", "score")
+        return {
+            "steps": self._steps,
+            "uniform": self._uniform,
+            "drawn": self._drawn,
+            "waiting": [dict(zip(names, step, strict=True)) for step in self._waiting],
+            "advice": self.advice.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave, in the middle of an epoch."""
+        waiting = [(step["losses"], step["weight"], step["score"]) for step in state["waiting"]]
+        steps = checks.whole("steps", state["steps"], least=0)
+        uniform, drawn = (checks.number(name, state[name], 0.0, np.inf) for name in ("uniform", "drawn"))
+        self.advice.load_state_dict(state["advice"])
+        self._steps, self._uniform, self._drawn, self._waiting = steps, uniform, drawn, waiting
 
     def _spent(self) -> float:
         return float(getattr(self.sampler, "seconds", 0.0))

@@ -4,7 +4,8 @@
     train = stream.apply(presampler)                                # any unbatched dataset of (x, y), endless ones too
     model.fit(train, steps_per_epoch=100, callbacks=[LossFeedback(model, presampler)], shuffle=False)
 
-Katharopoulos & Fleuret, 2018, *Not all samples are created equal: deep learning with importance sampling*, algorithm 1:
+Katharopoulos & Fleuret, 2018, *Not all samples are created equal: deep learning with importance sampling*, algorithm 1
+without its switch, which trains on plain uniform batches until scoring seems to pay: here every batch is scored.
 
 1. Take M = presample · B samples as they come; the stream is their order, so a dataset should be shuffled before.
 2. Score each by a forward pass: ĝ, the norm of its loss's gradient at the last layer's pre-activations.
@@ -117,7 +118,6 @@ class Presampler:
         self._scored = bool(getattr(self._priority, "scored", False))
         self._model, self._loss, self._at = model, loss, at
         self._lock = threading.RLock()
-        self._iterations = 0
         self._counts = {"step": 0, "scored": 0, "updates": 0, "nonfinite": 0}
         self._recent: deque[tuple[float, ...]] = deque(maxlen=RECENT_DRAWS)  # B, Σw, Σw², max w, mean priority
         self.seconds = 0.0  # spent in scoring and drawing so far
@@ -138,11 +138,8 @@ class Presampler:
         score = "gradient_norm" if self._scored else None
         forward = Forward(self._model, batches.element_spec, self._loss, score=score, at=self._at)
         stream = _Stream(self, forward, batches.element_spec[:2])
-        numbers = tf.data.Dataset.from_tensors(0).map(stream.begin)
-        train = numbers.flat_map(
-            lambda iteration: batches.enumerate().map(
-                lambda place, *element: stream.drawn(iteration, place, element[0] if len(element) == 1 else element)
-            )
+        train = batches.enumerate().map(
+            lambda place, *element: stream.drawn(place, element[0] if len(element) == 1 else element)
         )
         count = int(batches.cardinality())
         if count != tf.data.UNKNOWN_CARDINALITY:
@@ -153,19 +150,12 @@ class Presampler:
         train.stream = stream  # which the functions in the graph do not keep alive
         return train
 
-    def begin(self) -> int:
-        """An iteration over a stream begins; its number, from 0 on."""
-        with self._lock:
-            self._iterations += 1
-            return self._iterations - 1
-
-    def choose(self, losses: Array, norms: Array | None, key: tuple[int, int]) -> tuple[Array, Array, Array, int]:
+    def choose(self, losses: Array, norms: Array | None) -> tuple[Array, Array, Array, int]:
         """``(places, probability, weight, step)`` of B draws among m ≤ M samples.
 
         Args:
             losses: (m,) float.
             norms: (m,) float, their gradients' norms, for a priority that asks for them.
-            key: makes the draw's random numbers, with the seed.
 
         places is (B,) int64 in [0, m); probability (B,) float64, times m/M, so that w = 1/(M p) is 1/(m p) of what is
         left at the end of a stream.
@@ -173,7 +163,8 @@ class Presampler:
         with self._lock:
             store = ProportionalStore(losses.size)
             store.fill(self._scores(losses, norms))
-            generator = np.random.default_rng(np.random.SeedSequence(self._entropy, spawn_key=key))
+            key = np.random.SeedSequence(self._entropy, spawn_key=(self._counts["step"],))
+            generator = np.random.default_rng(key)
             places, probability = self._scheme(
                 store, self.batch_size, uniform_fraction=self._uniform_fraction, generator=generator
             )
@@ -210,6 +201,29 @@ class Presampler:
             self._counts["updates"] += 1
             self._counts["nonfinite"] += int((~np.isfinite(np.asarray(losses))).sum())
 
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, the seed and the recent draws, as plain things. Where the stream is, is not known here: whoever
+        goes on gives a stream that does, ``stream.skip(step * len(presampler))`` say.
+        """
+        with self._lock:
+            return {
+                "counts": dict(self._counts),
+                "entropy": int(self._entropy),  # type: ignore[arg-type]
+                "recent": np.reshape(np.array(self._recent, np.float64), (-1, 5)),
+                "priority": self._priority.state_dict() if isinstance(self._priority, priorities.Remembering) else None,
+            }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave; ``ValueError``, ``TypeError`` or ``KeyError``, and no change, else."""
+        counts = {name: checks.whole(name, state["counts"][name], least=0) for name in self._counts}
+        recent = checks.array("recent", state["recent"], np.empty((len(state["recent"]), 5)))
+        entropy = checks.whole("entropy", state["entropy"], least=0)
+        with self._lock:
+            if isinstance(self._priority, priorities.Remembering):
+                self._priority.load_state_dict(state["priority"])
+            self._counts, self._entropy = counts, entropy
+            self._recent = deque(map(tuple, recent.tolist()), maxlen=RECENT_DRAWS)
+
     def summary(self) -> dict[str, int | float]:
         """As a plain dict: the counts, ``scored`` the samples that went through the forward pass, ``seen`` those of the
         M that a batch is drawn from, and of the recent draws the figures that samplers give.
@@ -235,18 +249,12 @@ class _Stream:
 
     # --- in the graph ---
 
-    def begin(self, _: tf.Tensor) -> tf.Tensor:
-        """The number of an iteration that begins."""
-        return tf.ensure_shape(tf.numpy_function(_called(self.begun), [], tf.int64), ())
-
-    def drawn(self, iteration: tf.Tensor, place: tf.Tensor, element: Any) -> Any:
+    def drawn(self, place: tf.Tensor, element: Any) -> Any:
         """The element made of the M samples ``element``, the batch number ``place`` of an iteration."""
         scored = tf.nest.flatten(element[:2], expand_composites=True)
         places, probability, weight, step = (
             tf.ensure_shape(part, [self.presampler.batch_size])
-            for part in tf.numpy_function(
-                _called(self.choose), [iteration, place, *scored], [tf.int64, tf.float32, tf.float32, tf.int64]
-            )
+            for part in tf.numpy_function(_called(self.choose), scored, [tf.int64, tf.float32, tf.float32, tf.int64])
         )
         x, y, *own = tf.nest.map_structure(lambda part: tf.gather(part, places), element)
         index = place * len(self.presampler) + places
@@ -257,15 +265,12 @@ class _Stream:
 
     # --- outside it ---
 
-    def begun(self) -> np.int64:
-        return np.int64(self.presampler.begin())
-
-    def choose(self, iteration: int, place: int, *scored: Array) -> tuple[Array, ...]:
+    def choose(self, *scored: Array) -> tuple[Array, ...]:
         """Score, and draw."""
         start = time.perf_counter()
         x, y = tf.nest.pack_sequence_as(self.structure, list(map(tf.constant, scored)), expand_composites=True)
         losses, norms = self.forward(x, y)
-        places, probability, weight, step = self.presampler.choose(losses, norms, (int(iteration), int(place)))
+        places, probability, weight, step = self.presampler.choose(losses, norms)
         self.presampler.seconds += time.perf_counter() - start
         return places, probability.astype(np.float32), weight.astype(np.float32), np.full_like(places, step)
 

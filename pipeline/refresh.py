@@ -203,6 +203,15 @@ class RefreshStalest(keras.callbacks.Callback):
             self._batches += 1
             self.refresh()
 
+    def state_dict(self) -> dict[str, int]:
+        """How far it is."""
+        return {"steps": self._steps, "batches": self._batches, "scored": self.scored}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take back what ``state_dict`` gave."""
+        names = ("steps", "batches", "scored")
+        self._steps, self._batches, self.scored = (checks.whole(name, state[name], least=0) for name in names)
+
     def refresh(self) -> None:
         """Score the stalest batch now."""
         index = self.sampler.stalest(self._batch_size)

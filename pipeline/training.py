@@ -43,6 +43,8 @@ from pipeline.losses import SparseCategoricalFocalCrossentropy
 from pipeline.models import loss_for
 from pipeline.presampling import Presampler
 from pipeline.refresh import RefreshStalest
+from pipeline.saving import Saving, saved
+from sampler import checks
 
 Decay = Literal["cosine", "none"]
 Optimizer = Literal["adam", "sgd"]
@@ -50,6 +52,7 @@ LossName = Literal["auto", "focal"]
 Row = dict[str, float | int | None]
 
 SLICE = 512  # samples a forward pass of the evaluation
+STREAM_SEED = 0  # of a shuffled stream; Keras's own seed makes it another one for each run
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
 
@@ -121,6 +124,9 @@ def train(
     loss: LossName = "auto",
     refresh: float = 0.0,
     evaluate_every: int | None = None,
+    steps_per_execution: int = 1,
+    jit_compile: bool | Literal["auto"] = "auto",
+    saving: Saving | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Outcome:
     """Train ``model`` on the batches that ``sampler`` draws, to the end of the budget.
@@ -141,9 +147,13 @@ def train(
         refresh: ≥ 0, stale samples scored by forward passes for each sample trained on; see
             ``RefreshStalest``.
         evaluate_every: steps between the rows of ``Outcome.curve``. None: no curve.
+        steps_per_execution, jit_compile: as for ``compile``; the number of steps of an epoch, and of the last one, must
+            be a multiple of the first.
+        saving: where and when the training saves itself, and whether it goes on from there. None: it does not.
         callbacks: further Keras callbacks. Their time counts as training.
 
-    Raises ``ValueError`` for numbers outside these ranges, before anything is trained.
+    Raises ``ValueError`` for numbers outside these ranges, before anything is trained; with ``saving`` what
+    ``Snapshots`` raises, and ``Stopped``.
     """
     epoch_steps = math.ceil(len(data) / _at_least_one("batch_size", batch_size))
     if (epochs is None) == (steps is None):
@@ -151,22 +161,47 @@ def train(
     steps = _at_least_one("steps", steps) if epochs is None else _at_least_one("epochs", epochs) * epoch_steps
     epochs = math.ceil(steps / epoch_steps)  # the last one is cut short where they do not come out even
     _at_least_one("evaluate_every", 1 if evaluate_every is None else evaluate_every)
+    if epoch_steps % steps_per_execution or steps % steps_per_execution:
+        raise ValueError(
+            f"steps_per_execution must divide the {epoch_steps} steps of an epoch and the {steps} of the training, got "
+            f"{steps_per_execution}"
+        )
     rate = schedule(learning_rate, steps, decay=decay, warmup_steps=warmup_steps)
-    model.compile(OPTIMIZERS[optimizer](rate), loss=trained_loss(loss, data))
+    model.compile(
+        OPTIMIZERS[optimizer](rate),
+        loss=trained_loss(loss, data),
+        steps_per_execution=steps_per_execution,
+        jit_compile=jit_compile,
+    )
     evaluator = Evaluator(model, data)
     recorder = _Recorder(evaluator, data, evaluate_every, steps)
     feedback = LossFeedback(model, sampler)
     refreshing = []
     if refresh:
         refreshing.append(RefreshStalest(model, sampler, (data.x, data.y), batch_size=batch_size, budget=refresh))
-    model.fit(
-        _batches(data, sampler, batch_size, steps),
-        epochs=epochs,
-        steps_per_epoch=epoch_steps,
-        shuffle=False,  # the sampler does; without this Keras warns
-        verbose=0,
-        callbacks=[feedback, *refreshing, recorder, *callbacks],
-    )
+    together = [feedback, *refreshing, recorder, *callbacks]
+
+    def fit() -> None:
+        model.stop_training = False  # an earlier training may have left it so
+        for first, last, length in _stretches(recorder.steps, steps, epoch_steps):
+            if recorder.steps < steps and not model.stop_training:
+                model.fit(
+                    _batches(data, sampler, batch_size, recorder.steps, steps),
+                    initial_epoch=first,
+                    epochs=last,
+                    steps_per_epoch=length,
+                    shuffle=False,  # the sampler does; without this Keras warns
+                    verbose=0,
+                    callbacks=together,
+                )
+
+    if saving is None:
+        fit()
+    else:
+        parts = {"sampler": sampler, "recorder": recorder, **({"refresh": refreshing[0]} if refreshing else {})}
+        with saved(model, feedback, parts, saving, lambda: recorder.steps, epoch_steps) as saver:
+            together.append(saver)
+            fit()
     test = recorder.test_score()
     return Outcome(
         epochs=epochs,
@@ -184,6 +219,16 @@ def train(
     )
 
 
+def _stretches(done: int, steps: int, epoch_steps: int) -> list[tuple[int, int, int]]:
+    """``(first epoch, last epoch, steps an epoch)`` of each call of ``fit`` after ``done`` steps: the rest of the epoch
+    that was begun is one by itself.
+    """
+    epochs = math.ceil(steps / epoch_steps)
+    first, begun = divmod(done, epoch_steps)
+    rest = [(first, first + 1, epoch_steps - begun)] if begun else []
+    return [*rest, (first + len(rest), epochs, epoch_steps)]
+
+
 def diverged(steps: int) -> Outcome:
     """The outcome of a training that had to be broken off: losses that are not a number."""
     nan = math.nan
@@ -199,15 +244,17 @@ def trained_loss(name: LossName, data: Data) -> keras.losses.Loss:
     return SparseCategoricalFocalCrossentropy(from_logits=True)
 
 
-def _batches(data: Data, sampler: Any, batch_size: int, steps: int) -> tf.data.Dataset:
-    """At least ``steps`` batches, from one iterator: to start one for each epoch takes a tenth of a second or more."""
+def _batches(data: Data, sampler: Any, batch_size: int, done: int, steps: int) -> tf.data.Dataset:
+    """The batches from ``done`` to ``steps`` at least, from one iterator: to start one for each epoch takes a tenth of
+    a second or more.
+    """
     if isinstance(sampler, Presampler):
-        stream = tf.data.Dataset.from_tensor_slices((data.x, data.y)).shuffle(len(data))
-        return stream.repeat().apply(sampler)
+        stream = tf.data.Dataset.from_tensor_slices((data.x, data.y)).shuffle(len(data), seed=STREAM_SEED)
+        return stream.repeat().skip(done * len(sampler)).apply(sampler)
     batches = importance_dataset((data.x, data.y), sampler, batch_size)
     if getattr(sampler, "epochs_vary", False):
         return batches.repeat()  # of passes nobody knows how many it takes
-    return batches.repeat(math.ceil(steps * batch_size / len(data)))
+    return batches.repeat(math.ceil((steps - done) * batch_size / len(data)))
 
 
 def make_reproducible(seed: int) -> None:
@@ -325,6 +372,7 @@ class _Recorder(keras.callbacks.Callback):
     def __init__(self, evaluator: Evaluator, data: Data, every: int | None, most: int) -> None:
         super().__init__()
         self.steps = 0
+        self._begun_at = 0
         self.figures: dict[str, float] = {}
         self._most = most
         self.first_step_seconds = 0.0
@@ -341,16 +389,38 @@ class _Recorder(keras.callbacks.Callback):
             self._scored = self.steps, self._evaluator(self._data.x_test, self._data.y_test)
         return self._scored[1]
 
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is, and the rows so far."""
+        return {
+            "steps": self.steps,
+            "seconds": self.clock.lap(),
+            "first_step_seconds": self.first_step_seconds,
+            "history": self.history,
+            "curve": self.curve,
+            "figures": self.figures,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.steps = checks.whole("steps", state["steps"], least=0, most=self._most)
+        self.clock = _Clock(checks.number("seconds", state["seconds"], 0.0, np.inf))
+        self.first_step_seconds = checks.number("first_step_seconds", state["first_step_seconds"], 0.0, np.inf)
+        self.history, self.curve, self.figures = list(state["history"]), list(state["curve"]), dict(state["figures"])
+        self._scored = None
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.clock = _Clock()
+        self.clock = _Clock(self.clock.seconds)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._begun_at = self.steps
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.steps += 1
-        if self.steps == 1:
+        before, self.steps = self.steps, self._begun_at + batch + 1  # several, with steps_per_execution
+        if before == 0:
             self.first_step_seconds = self.clock.lap()
         if self.steps == self._most:
             self.model.stop_training = True
-        if self._every and self.steps % self._every == 0:
+        if self._every and self.steps // self._every > before // self._every:
             with self.clock.halted():
                 self.curve.append(self._row())
 

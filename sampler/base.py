@@ -38,7 +38,8 @@ class Learnt(NamedTuple):
     late: int
 
 
-RECENT_DRAWS = 100  # what ``summary`` means by recent
+RECENT_DRAWS = 100  # whose weights are kept
+SUMMED_DRAWS = 64  # of them, what ``summary`` means by recent; the others may be draws ahead of training
 
 logger = logging.getLogger("sampler")
 
@@ -468,22 +469,30 @@ class Sampler(Stateful):
         """Where the sampler stands. O(1); with ``store="ranked"`` O(N), for the mean.
 
         ``step`` draws made; ``seen`` samples with a finite loss; ``updates``; ``nonfinite`` and ``late``
-        losses passed over; of the recent draws (the last 100) ``effective_sample_size``, (Σw)²/Σw², from 1 to the
+        losses passed over; of the recent draws (the last 64; under a lag, before the oldest one that is not completely
+        fed back, so that timing does not matter) ``effective_sample_size``, (Σw)²/Σw², from 1 to the
         number of samples in them, ``effective_fraction``, the same over that number, and ``max_weight``;
         ``mean_priority``; ``in_flight``, draws under a lag whose feedback does not count yet.
         """
         with self._lock:
-            drawn, total, squares, _ = self._recent.sum(axis=0)
+            recent = self._recent_draws()
+            drawn, total, squares, _ = recent.sum(axis=0)
             effective = weights.effective(float(total), float(squares))
             return {
                 "step": self._step,
                 **self._counts,
                 "effective_sample_size": effective,
                 "effective_fraction": effective / float(drawn) if drawn else 1.0,
-                "max_weight": float(self._recent[:, 3].max()),
+                "max_weight": float(recent[:, 3].max(initial=0.0)),
                 "mean_priority": self._mean_priority(),
                 "in_flight": 0 if self._ledger is None else len(self._ledger),
             }
+
+    def _recent_draws(self) -> Float64s:
+        """(≤ 64, 4) B, Σw, Σw² and the largest w of each."""
+        ahead = None if self._ledger is None else self._ledger.oldest_open()
+        end = self._step if ahead is None else ahead
+        return self._recent[np.arange(max(0, end - SUMMED_DRAWS), end) % RECENT_DRAWS]
 
     def _new_ledger(self) -> Ledger | None:
         return None if self.feedback_lag is None else Ledger(self.feedback_lag)

@@ -191,6 +191,10 @@ class Ledger:
                 return step, flight.reported.size - flight.missing, flight.reported.size
         return None
 
+    def oldest_open(self) -> int | None:
+        """The step of the oldest draw that is not completely fed back; None where all are."""
+        return next((step for step, flight in self._flights.items() if not flight.complete), None)
+
     def rewind(self) -> None:
         """Have every draw that is not completely fed back handed out again, oldest first."""
         self._again = deque(step for step, flight in self._flights.items() if not flight.complete)

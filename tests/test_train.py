@@ -390,8 +390,11 @@ def test_a_run_by_loss_says_what_it_found(config, summary, better, said):
         def summary(self):
             return summary
 
-    outcome = Outcome(1, 1, 1.0, 0.1, 0.1, 0.1, None, None, [], [], advice=Told(better))
-    assert train.advice(train.Plan(config, None, None, Sampler()), outcome) == said
+    plan = train.Plan(config, None, None, Sampler())
+    outcome = Outcome(1, 1, 1.0, 0.1, 0.1, 0.9, None, None, [], [], advice=Told(better))
+    assert train.advice(plan, outcome) == said
+    by_heart = train.advice(plan, dataclasses.replace(outcome, train_loss=0.03)) or ""
+    assert ("the test loss is 30 times the training loss" in by_heart) == bool(summary.get("gate_open"))
 
 
 def test_the_samplings_are_those_of_the_option():

@@ -77,7 +77,7 @@ def expectation(presampler: Presampler, scores: np.ndarray, values: Any, monkeyp
     total = 0.0
     for low, high in itertools.pairwise(cuts):
         monkeypatch.setattr(np.random, "default_rng", lambda *_, u=(low + high) / 2: Fixed(u))
-        places, _, weight, _ = presampler.choose(scores, None, (0, 0))
+        places, _, weight, _ = presampler.choose(scores, None)
         total += (high - low) * values(places, weight)
     return total
 
@@ -107,7 +107,7 @@ def test_samples_are_drawn_in_proportion_to_their_score(scheme: str) -> None:
     p = 0.8 * scores / scores.sum() + 0.2 / scores.size
     counts = np.zeros(scores.size)
     for round_ in range(rounds):
-        places, probability, weight, step = presampler.choose(scores, None, (0, round_))
+        places, probability, weight, step = presampler.choose(scores, None)
         counts += np.bincount(places, minlength=scores.size)
         np.testing.assert_allclose(probability, p[places], rtol=1e-6)
         np.testing.assert_allclose(weight, 1.0 / (scores.size * p[places]), rtol=1e-6)
@@ -120,17 +120,17 @@ def test_samples_are_drawn_in_proportion_to_their_score(scheme: str) -> None:
 
 def test_the_order_within_a_batch_is_random_too() -> None:
     presampler = Presampler(network(), B, priority="loss", seed=0)
-    firsts = [presampler.choose(np.ones(M), None, (0, round_))[0][0] for round_ in range(50)]
+    firsts = [presampler.choose(np.ones(M), None)[0][0] for round_ in range(50)]
     assert max(firsts) > M / 2  # ascending draws begin in the first quarter
 
 
 def test_scores_that_are_not_finite_count_as_the_mean_of_the_others() -> None:
     presampler = Presampler(network(), B, priority="loss", uniform_fraction=0.0)
     losses = np.array([1.0, np.nan, 3.0, np.inf])
-    places, probability, *_ = presampler.choose(losses, None, (0, 0))
+    places, probability, *_ = presampler.choose(losses, None)
     expected = np.array([1.0, 2.0, 3.0, 2.0]) / 8.0 * len(losses) / len(presampler)
     np.testing.assert_allclose(probability, expected[places], rtol=1e-6)
-    places, probability, *_ = presampler.choose(np.full(M, np.nan), None, (0, 1))
+    places, probability, *_ = presampler.choose(np.full(M, np.nan), None)
     np.testing.assert_allclose(probability, 1.0 / M)
 
 
@@ -276,17 +276,23 @@ def test_one_seed_fixes_the_draws_and_another_iteration_has_others() -> None:
     np.testing.assert_array_equal([sampling["step"][0] for sampling in first], np.arange(4))
 
 
-def test_an_iteration_that_was_broken_off_does_not_change_the_next() -> None:
-    model, steps = network(), []
-    results = []
-    for taken in (1, 2):
-        presampler = Presampler(model, B, seed=5)
-        train = dataset().repeat().apply(presampler)
-        steps.append([sampling["step"][0] for sampling in drawn(train.take(taken))])
-        results.append(drawn(train.take(2)))
-    for one, two in zip(*results, strict=True):
+def test_a_state_goes_on_with_the_draws_that_would_have_come() -> None:
+    model = network()
+    presampler = Presampler(model, B, priority="clipped", seed=5)
+    stream = dataset().repeat()
+    drawn(stream.apply(presampler).take(2))
+    state = presampler.state_dict()
+    expected = drawn(stream.skip(2 * M).apply(presampler).take(2))
+    other = Presampler(model, B, priority="clipped", seed=6)
+    other.load_state_dict(state)
+    for one, two in zip(expected, drawn(stream.skip(2 * M).apply(other).take(2)), strict=True):
         np.testing.assert_array_equal(one["index"], two["index"])
-    assert results[1][0]["step"][0] == 2  # steps are never given twice
+        np.testing.assert_array_equal(one["weight"], two["weight"])
+    assert expected[0]["step"][0] == 2  # steps are never given twice
+    assert other.summary() == presampler.summary()
+    with pytest.raises(ValueError, match="scored must be at least 0"):
+        other.load_state_dict({**state, "counts": {**state["counts"], "scored": -1}})
+    assert other.summary() == presampler.summary()
 
 
 def test_nothing_stays_behind_and_iterations_add_no_graphs() -> None:

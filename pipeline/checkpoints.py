@@ -1,0 +1,321 @@
+"""Snapshots of a training: all of it in one, so that a run that was killed goes on as if nothing had happened.
+
+    snapshots = Snapshots("runs/mine/snapshots", {"variables": Variables(model), "sampler": sampler})
+    step = snapshots.restore()                  # of the newest whole snapshot; None where there is none
+    snapshots.save(step=1200)                   # now and then
+
+They are TensorFlow's own checkpoints: ``tf.train.CheckpointManager`` writes them, keeps the last few and makes each one
+appear as a whole. Inside is a single string, what ``pipeline.state_bytes`` makes of the parts' states, so a snapshot is
+of one step or it is none: its checksum covers every part of it. Nothing in it can be run.
+
+A *part* is anything with ``state_dict`` and ``load_state_dict``. They are loaded in their order; a part that refuses
+its state raises ``ValueError``, and then the run should not go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.state_bytes import NewerFormatError, State, from_bytes, to_bytes
+from sampler import checks
+
+FORMAT = 1
+NAME = "snapshot"
+KEY = "run/.ATTRIBUTES/py_state"  # of the string, inside TensorFlow's file
+LOCK = "lock"
+ROOM = 1.1  # so many times its bytes a snapshot takes on the disk, and a little
+
+logger = logging.getLogger("pipeline")
+
+
+class SnapshotError(ValueError):
+    """No snapshot can be gone on from, or this one cannot: what was found, and how to mend it."""
+
+
+class Part(Protocol):
+    """What a snapshot is made of."""
+
+    def state_dict(self) -> State:
+        """All of it, as a dict of numbers, strings, arrays, and dicts and lists of these."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what ``state_dict`` gave."""
+
+
+class Variables:
+    """The variables of a compiled model, as a part: weights, seeds of dropout, those of the optimizer.
+
+    Args:
+        model: built and compiled. Its optimizer is built here.
+
+    Variables are told by their place, since names may be another in a process that has built other models before.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        if not model.built:
+            raise ValueError(f"the model {model.name!r} has no weights yet; build it, or give it an Input")
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+
+    def _all(self) -> dict[str, list[Any]]:
+        model = self._model
+        return {"model": model.variables, "optimizer": model.optimizer.variables}
+
+    def state_dict(self) -> State:
+        """Their values, as two lists of arrays: ``model``, ``optimizer``."""
+        return {kind: self.values(those) for kind, those in self._all().items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Set them; ``ValueError``, and no change, where their number or a shape is another."""
+        kinds = self._all()
+        checked = {kind: self._checked(kind, those, state[kind]) for kind, those in kinds.items()}
+        for kind, those in kinds.items():
+            self.assign(kind, those, checked[kind])
+
+    @staticmethod
+    def values(variables: list[Any]) -> list[np.ndarray]:
+        """A copy of each."""
+        return [np.array(variable.numpy()) for variable in variables]
+
+    @classmethod
+    def assign(cls, kind: str, variables: list[Any], values: list[np.ndarray]) -> None:
+        """Set them all; ``ValueError`` and no change where these are not theirs."""
+        for variable, value in zip(variables, cls._checked(kind, variables, values), strict=True):
+            variable.assign(value)
+
+    @staticmethod
+    def _checked(kind: str, variables: list[Any], values: list[np.ndarray]) -> list[np.ndarray]:
+        if len(values) != len(variables):
+            raise ValueError(f"{len(values)} variables of the {kind} were saved, here are {len(variables)}")
+        return [
+            checks.array(variable.path, value, variable.numpy())
+            for variable, value in zip(variables, values, strict=True)
+        ]
+
+
+class Snapshots:
+    """The snapshots of one run in a folder of their own.
+
+    Args:
+        folder: made if it is not there.
+        parts: by name. What a snapshot has beside them, and they beside it, is refused on loading.
+        about: facts that must be the same in the run that goes on, as numbers and strings: of the data, say.
+        keep: ≥ 1, how many of the last snapshots stay.
+
+    One process at a time may hold the folder: see ``held``.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], parts: Mapping[str, Part], *, about: State | None = None, keep: int = 3
+    ) -> None:
+        self.folder = Path(folder)
+        self.parts = dict(parts)
+        self.about = dict(about or {})
+        self._keep = checks.whole("keep", keep, least=1)
+        self._run = _Bytes()
+        self._manager: tf.train.CheckpointManager | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder: another process that tries to gets a ``SnapshotError`` with the number of this one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / LOCK):
+            yield
+
+    # --- writing ---
+
+    def save(self, step: int) -> Path:
+        """Write a snapshot of now, which is after ``step`` steps; gives the path of its files without their endings.
+
+        Whoever looks sees the snapshot before or this one, never a part of it. ``OSError`` where it could not be
+        written, with the bytes it takes; the snapshots before are as they were.
+        """
+        state = {
+            "format": FORMAT,
+            "step": checks.whole("step", step, least=0),
+            "about": self.about,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+        }
+        self._run.data = to_bytes(state)
+        needed = int(ROOM * len(self._run.data)) + (1 << 16)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+            if free < needed:
+                raise OSError(f"{free:,} bytes are free")
+            return Path(self._open().save(checkpoint_number=step))
+        except (OSError, tf.errors.OpError) as error:
+            self._sweep()
+            message = getattr(error, "message", None) or error
+            raise OSError(
+                f"no snapshot was written into {self.folder} at step {step}: {message}. It takes {needed:,} bytes; "
+                "make room, or name another folder. The snapshots before it are as they were"
+            ) from error
+        finally:
+            self._run.data = b""
+
+    def _open(self) -> tf.train.CheckpointManager:
+        if self._manager is None:
+            _check_index(self.folder)
+            self._manager = tf.train.CheckpointManager(
+                tf.train.Checkpoint(run=self._run), str(self.folder), max_to_keep=self._keep, checkpoint_name=NAME
+            )
+        return self._manager
+
+    def clear(self) -> None:
+        """Remove all snapshots: of a run that another one takes the place of."""
+        self._manager = None
+        for path in [*self.folder.glob(f"{NAME}-*"), *self.folder.glob("checkpoint")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _sweep(self) -> None:
+        """Remove what a save that was broken off has left: files of no snapshot that the manager knows of."""
+        known = set(self.paths()) if self._manager is None else {Path(path) for path in self._manager.checkpoints}
+        with contextlib.suppress(OSError):
+            for path in self.folder.glob(f"{NAME}-*"):
+                if not any(path.name.startswith(f"{each.name}.") for each in known):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    # --- reading ---
+
+    def paths(self) -> list[Path]:
+        """Of all snapshots in the folder, whole or not, the newest first."""
+        found = {path.with_suffix("") for path in self.folder.glob(f"{NAME}-*.index")}
+        numbered = [(int(path.name.removeprefix(f"{NAME}-")), path) for path in found if _is_numbered(path)]
+        return [path for _, path in sorted(numbered, reverse=True)]
+
+    def restore(self) -> int | None:
+        """Load the newest whole snapshot into the parts, and give the steps it is after; None where there is none.
+
+        One that is cut short or altered is passed over with a warning. ``SnapshotError`` where all are, for one of a
+        newer format, and for one of other data, another model or other options; ``about`` names what differs.
+        """
+        refused: list[str] = []
+        for path in self.paths():
+            try:
+                state = self.read(path)
+            except NewerFormatError as error:  # an older one beside it would be no way to go on
+                raise SnapshotError(f"the snapshot {path} cannot be read: {error}") from error
+            except ValueError as error:
+                refused.append(f"{path.name}: {error}")
+                logger.warning("the snapshot %s is passed over: %s", path, error)
+                continue
+            self._load(state, path)
+            return int(state["step"])
+        if refused:
+            raise SnapshotError(
+                f"none of the snapshots in {self.folder} is whole ({'; '.join(refused)}); start again in another folder"
+            )
+        return None
+
+    def read(self, path: Path) -> State:
+        """The state in a snapshot, checked as a whole; ``ValueError`` where it is damaged or no file of its own."""
+        for file in path.parent.glob(f"{path.name}.*"):
+            if file.is_symlink():
+                raise ValueError(f"{file.name} is a link, and is not followed")
+        data_files = list(path.parent.glob(f"{path.name}.data-*"))
+        if len(data_files) != 1:
+            raise ValueError(f"it has {len(data_files)} files of data, one is needed")
+        try:
+            reader = tf.train.load_checkpoint(str(path))
+            if not reader.has_tensor(KEY):
+                raise ValueError("it holds no state of a run")
+            data = reader.get_tensor(KEY)
+        except Exception as error:  # of many kinds: whatever TensorFlow makes of a damaged file
+            raise ValueError(f"TensorFlow cannot read it ({' '.join(str(error).split())[:200]})") from error
+        if not isinstance(data, bytes):
+            raise ValueError("it holds no state of a run")
+        state = from_bytes(data)
+        if not isinstance(state.get("format"), int) or state["format"] > FORMAT:
+            raise NewerFormatError(
+                f"it has format {state.get('format')}, this version reads up to {FORMAT}; install a "
+                "newer version of tf-importance-sampling"
+            )
+        if not isinstance(state.get("parts"), dict) or not isinstance(state.get("about"), dict):
+            raise ValueError("it holds no state of a run")
+        checks.whole("step", state.get("step"), least=0)
+        return state
+
+    def _load(self, state: State, path: Path) -> None:
+        for name in sorted(state["about"].keys() | self.about.keys()):
+            theirs, ours = state["about"].get(name), self.about.get(name)
+            if theirs != ours:
+                raise SnapshotError(
+                    f"the snapshot {path} is of a run with {name} {theirs!r}, this one has {ours!r}; go on with the "
+                    "same, or start again in another folder"
+                )
+        if state["parts"].keys() != self.parts.keys():
+            raise SnapshotError(
+                f"the snapshot {path} has the parts {', '.join(sorted(state['parts']))}, this run "
+                f"{', '.join(sorted(self.parts))}; go on with the same options, or start again in another folder"
+            )
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(state["parts"][name])
+            except (KeyError, TypeError, ValueError) as error:
+                raise SnapshotError(f"the snapshot {path} does not fit: {name}: {error}") from error
+
+
+class _Bytes(tf.train.experimental.PythonState):
+    """A string as TensorFlow's checkpoints hold it."""
+
+    data = b""
+
+    def serialize(self) -> bytes:
+        return self.data
+
+    def deserialize(self, string_value: bytes) -> None:
+        self.data = string_value
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file; ``SnapshotError`` with the number of the process that does. The lock ends with its
+    process, however that ends. Without locks of the system (Windows) nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover
+        yield
+        return
+    with path.open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read(20).strip() or "unknown"
+            raise SnapshotError(
+                f"{path.parent} is in use by another run, process {holder}; wait for it, end it, or name another folder"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _is_numbered(path: Path) -> bool:
+    return re.fullmatch(rf"{NAME}-[0-9]{{1,18}}", path.name) is not None
+
+
+def _check_index(folder: Path) -> None:
+    """Refuse TensorFlow's list of checkpoints where it names files that are not of this folder: the manager deletes
+    the oldest of what it names.
+    """
+    found = tf.train.get_checkpoint_state(str(folder))
+    for path in [] if found is None else found.all_model_checkpoint_paths:
+        if Path(path).parent.resolve() != folder.resolve() or not _is_numbered(Path(path)):
+            raise OSError(
+                f"{folder / 'checkpoint'} names {path!r}, which is no snapshot of this folder; remove that file"
+            )

@@ -1,0 +1,152 @@
+"""``train.py`` interrupted, killed, and gone on with, from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import pytest
+
+import train
+import train_saving
+from pipeline.checkpoints import locked
+from train import main
+
+SMALL = ["--dataset", "digits-longtail", "--model", "mlp", "--batch-size", "32", "--epochs", "3", "--quiet"]  # 27 steps
+STEPS = 27
+
+
+def result(folder):
+    """summary.json without the seconds."""
+    found = json.loads((folder / "summary.json").read_text())
+    del found["seconds"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The result of the training that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main([*SMALL, "--output", str(folder)]) == 0
+    return result(folder)
+
+
+def interrupting(monkeypatch, after, *signals):
+    """Signals that come in the middle of the step before ``after`` are done."""
+    begin = train_saving.beginning
+
+    def beginning(config):
+        callback = begin(config)
+        steps = iter(range(1, 10_000))
+
+        def end(batch, logs):
+            if next(steps) == after:
+                for number in signals:
+                    os.kill(os.getpid(), number)
+
+        callback.on_train_batch_end = end
+        return callback
+
+    monkeypatch.setattr(train, "beginning", beginning)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_fault_24_a_signal_ends_the_run_after_its_step_and_it_goes_on(
+    number, status, whole, tmp_path, monkeypatch, capsys
+):
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        interrupting(patch, 13, number)
+        assert main([*SMALL, "--output", str(tmp_path)]) == status
+    said = capsys.readouterr().err
+    assert f"interrupted after step 13; a snapshot of it was saved, and --output {tmp_path} --resume goes on" in said
+    assert signal.getsignal(number) is before
+    assert not (tmp_path / "summary.json").exists()
+    keras.utils.clear_session()
+    assert main(["--output", str(tmp_path), "--resume", "--quiet"]) == 0  # the options are in config.yaml
+    assert result(tmp_path) == whole
+
+
+def test_a_second_signal_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    interrupting(monkeypatch, 2, signal.SIGINT, signal.SIGTERM)
+    assert main([*SMALL, "--output", str(tmp_path)]) == 130
+    assert "interrupted; no result was written" in capsys.readouterr().err
+
+
+def test_fault_25_killed_and_resumed_it_has_the_result_of_one_that_was_not(whole, tmp_path):
+    """By kill -9, as soon as a second snapshot is begun."""
+    command = [sys.executable, train.__file__, *SMALL, "--output", str(tmp_path), "--save-every", "1step"]
+    snapshots = tmp_path / train_saving.SNAPSHOTS
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        begin = time.monotonic()
+        while len(list(snapshots.glob("*"))) < 5 and process.poll() is None and time.monotonic() - begin < 120:
+            time.sleep(0.001)
+        process.kill()
+        assert process.stderr is not None
+        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+    assert not (tmp_path / "summary.json").exists()
+    assert main(["--output", str(tmp_path), "--resume", "--quiet"]) == 0
+    assert result(tmp_path) == whole
+
+
+def test_a_run_that_was_not_finished_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupting(patch, 2, signal.SIGTERM)
+        assert main([*SMALL, "--output", str(tmp_path)]) == 143
+    assert main([*SMALL, "--output", str(tmp_path)]) == 2
+    assert "snapshots of a run that was not finished; go on with --resume" in capsys.readouterr().err
+    for options, message in (
+        (["--learning-rate", "0.5"], "is of a run with learning_rate 0.003, this one has 0.5"),
+        (["--dataset", "digits"], "this one has"),
+    ):
+        assert main(["--output", str(tmp_path), "--resume", "--quiet", *options]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_finished_run_has_nothing_left_to_do_and_may_be_run_again(whole, tmp_path):
+    for _ in range(2):
+        assert main([*SMALL, "--output", str(tmp_path), "--save-every", "10steps"]) == 0
+        assert result(tmp_path) == whole
+        kept = sorted(path.name for path in (tmp_path / train_saving.SNAPSHOTS).glob("*.index"))
+        assert kept == [f"snapshot-{step}.index" for step in (10, 20, STEPS)]
+    assert main(["--output", str(tmp_path), "--resume", "--quiet"]) == 0
+    assert result(tmp_path) == whole
+
+
+def test_fault_26_two_runs_in_one_folder(tmp_path, capsys):
+    (tmp_path / train_saving.SNAPSHOTS).mkdir()
+    with locked(tmp_path / train_saving.SNAPSHOTS / "lock"):
+        assert main([*SMALL, "--output", str(tmp_path)]) == 2
+    assert f"in use by another run, process {os.getpid()}" in capsys.readouterr().err
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_fault_23_a_snapshot_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, capsys):
+    usage = type("Usage", (), {"free": 500})
+    monkeypatch.setattr("pipeline.checkpoints.shutil.disk_usage", lambda path: usage)
+    assert main([*SMALL, "--output", str(tmp_path), "--save-every", "2steps"]) == 1
+    said = capsys.readouterr().err
+    assert "at step 2: 500 bytes are free. It takes" in said
+    assert "Traceback" not in said
+
+
+def test_resume_where_there_is_nothing_begins(whole, tmp_path):
+    assert main([*SMALL, "--output", str(tmp_path), "--resume"]) == 0
+    assert result(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--save-every", "5"], "--save-every must be like 500steps or 60s, or None, got 5"),
+        (["--resume", "--compare", "uniform,importance"], "--resume is for a single training"),
+    ],
+)
+def test_what_cannot_be_is_told(options, message, capsys):
+    assert main(options) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""How ``train.py`` saves a run and goes on with it: its folder, its snapshots, and the signals that end it.
+
+    python train.py --output runs/mine --save-every 500steps        # killed, or interrupted with Ctrl-C
+    python train.py --output runs/mine --resume                     # goes on as if nothing had happened
+
+The folder of a run holds ``config.yaml`` from its beginning and ``summary.json`` from its end; between the two it is
+not finished, and its snapshots are not overwritten by another run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from train_options import KEYS, Config, OptionError, to_yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import keras
+
+    from pipeline.data import Data
+    from pipeline.saving import Saving
+
+SNAPSHOTS = "snapshots"  # in the output folder
+NOT_ABOUT = ("output", "dataset", "save_every", "compare", "seeds")  # options in which a run that goes on may differ
+
+
+class Interrupted(Exception):
+    """A signal ended the training after a step, whose snapshot was saved."""
+
+    def __init__(self, number: int, step: int, folder: Path) -> None:
+        super().__init__(
+            f"interrupted after step {step:,}; a snapshot of it was saved, and --output {folder} --resume goes on from "
+            "there"
+        )
+        self.number = number
+
+
+def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
+    """Where and when a run saves itself; ``OptionError`` where it would take the place of one that is not finished."""
+    from pipeline.checkpoints import Snapshots
+    from pipeline.saving import Saving
+
+    folder = config.folder / SNAPSHOTS
+    unfinished = Snapshots(folder, {}).paths() and not (config.folder / "summary.json").exists()
+    if unfinished and not config.resume:
+        raise OptionError(
+            f"{config.folder} holds the snapshots of a run that was not finished; go on with --resume, choose another "
+            f"--output, or remove {folder}"
+        )
+    options = {key: getattr(config, key) for key in KEYS if key not in NOT_ABOUT}
+    about = {**options, "num_samples": len(data), "data": data.fingerprint()}
+    return Saving(folder, config.save_every, resume=config.resume, about=about, stop=stop)
+
+
+def beginning(config: Config) -> keras.callbacks.Callback:
+    """What a run does in its folder as it begins: it leaves how to go on, and nothing of the run before."""
+    import keras
+
+    from pipeline.results import write_whole
+
+    def begin(logs: dict[str, Any] | None) -> None:
+        (config.folder / "summary.json").unlink(missing_ok=True)
+        write_whole(config.folder / "config.yaml", to_yaml(config))
+
+    return keras.callbacks.LambdaCallback(on_train_begin=begin)
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, to be heeded when the step is done, as they come; a second one ends the program at once."""
+    came: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
