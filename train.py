@@ -44,7 +44,7 @@ from train_options import OptionError as OptionError
 from train_options import parse as parse
 from train_options import to_yaml as to_yaml
 from train_samplings import Task, make_sampler
-from train_saving import Interrupted, beginning, caught, saving_of
+from train_saving import Interrupted, beginning, caught, going_on, saving_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,6 +116,8 @@ def _execute(config: Config) -> None:
     plan = prepare(config if config.dry_run else in_steps(config))
     if config.dry_run or not config.quiet:
         print(plan, flush=True)
+        if config.resume:
+            print(going_on(config), flush=True)
     if config.dry_run:
         return
     _check_folder(config.folder)
@@ -180,6 +182,7 @@ class Plan:
     def __str__(self) -> str:
         config, data = self.config, self.data
         budget = Budget.of(config)
+        kind = "regression" if data.num_classes is None else f"{data.num_classes} classes"
         if budget.unit == "seconds":
             length = f"{budget.count:g} s of steps of {config.batch_size}"
         else:
@@ -187,7 +190,7 @@ class Plan:
             length = f"{self.steps:,} steps of {config.batch_size}{also}"
         return (
             f"{config.sampling} on {data.name}: {length}, {len(data):,} samples to train on, {len(data.x_test):,} to "
-            f"test, {self.model.name} with {self.model.count_params():,} parameters, seed {config.seed}"
+            f"test, {kind}, {self.model.name} with {self.model.count_params():,} parameters, seed {config.seed}"
         )
 
 
@@ -410,7 +413,7 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
     console = Console(stderr=True)
     if not console.is_terminal:
         epochs = -(-plan.steps // -(-len(plan.data) // plan.config.batch_size))
-        yield keras.callbacks.LambdaCallback(on_epoch_end=_line_writer(epochs))
+        yield keras.callbacks.LambdaCallback(on_epoch_end=_line_writer(epochs, lambda: plan.model.stop_training))
         return
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -421,8 +424,10 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
         )
 
 
-def _line_writer(epochs: int) -> Callable[[int, dict[str, Any]], None]:
+def _line_writer(epochs: int, stopped: Callable[[], bool]) -> Callable[[int, dict[str, Any]], None]:
     def write(epoch: int, logs: dict[str, Any]) -> None:
+        if stopped() and epoch + 1 < epochs:
+            return  # in its middle
         if (epoch + 1) * 10 // epochs > epoch * 10 // epochs:
             print(f"epoch {epoch + 1} of {epochs}: loss {logs['loss']:.4g}", file=sys.stderr, flush=True)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.saving import Saving
 
 SNAPSHOTS = "snapshots"  # in the output folder
-NOT_ABOUT = ("output", "dataset", "save_every", "compare", "seeds")  # options in which a run that goes on may differ
+NOT_ABOUT = ("output", "save_every", "compare", "seeds")  # options in which a run that goes on may differ
 
 
 class Interrupted(Exception):
@@ -52,8 +52,17 @@ def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
             f"--output, or remove {folder}"
         )
     options = {key: getattr(config, key) for key in KEYS if key not in NOT_ABOUT}
-    about = {**options, "num_samples": len(data), "data": data.fingerprint()}
+    options["dataset"] = config.dataset.partition(":")[0] if config.dataset.startswith("npz:") else config.dataset
+    about = {**options, "num_samples": len(data), "values": data.fingerprint()}
     return Saving(folder, config.save_every, resume=config.resume, about=about, stop=stop)
+
+
+def going_on(config: Config) -> str:
+    """Where a run with ``--resume`` will go on, in words."""
+    from pipeline.checkpoints import Snapshots
+
+    found = Snapshots(config.folder / SNAPSHOTS, {}).paths()
+    return f"goes on from {found[0]}" if found else f"no snapshot in {config.folder}: it begins anew"
 
 
 def beginning(config: Config) -> keras.callbacks.Callback:

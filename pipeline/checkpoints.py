@@ -54,24 +54,27 @@ class Part(Protocol):
 
 
 class Variables:
-    """The variables of a compiled model, as a part: weights, seeds of dropout, those of the optimizer.
+    """The variables of a model, as a part: weights, seeds of dropout, those of the optimizer.
 
     Args:
-        model: built and compiled. Its optimizer is built here.
+        model: built.
+        optimizer: that trains it; built here where it is not yet. None: the one that the model was compiled with.
 
     Variables are told by their place, since names may be another in a process that has built other models before.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
         self._model = model
+        self._optimizer: Any = getattr(model, "optimizer", None) if optimizer is None else optimizer
+        if self._optimizer is None:
+            raise ValueError(f"the model {model.name!r} is not compiled; give the optimizer that trains it")
         if not model.built:
             raise ValueError(f"the model {model.name!r} has no weights yet; build it, or give it an Input")
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
+        if not self._optimizer.built:
+            self._optimizer.build(model.trainable_variables)
 
     def _all(self) -> dict[str, list[Any]]:
-        model = self._model
-        return {"model": model.variables, "optimizer": model.optimizer.variables}
+        return {"model": self._model.variables, "optimizer": self._optimizer.variables}
 
     def state_dict(self) -> State:
         """Their values, as two lists of arrays: ``model``, ``optimizer``."""
@@ -110,7 +113,8 @@ class Snapshots:
 
     Args:
         folder: made if it is not there.
-        parts: by name. What a snapshot has beside them, and they beside it, is refused on loading.
+        parts: by name; a model goes in as ``Variables(model)``, or ``Variables(model, optimizer)`` in a loop of one's
+            own. What a snapshot has beside them, and they beside it, is refused on loading.
         about: facts that must be the same in the run that goes on, as numbers and strings: of the data, say.
         keep: ≥ 1, how many of the last snapshots stay.
 
@@ -122,6 +126,10 @@ class Snapshots:
     ) -> None:
         self.folder = Path(folder)
         self.parts = dict(parts)
+        for name, part in self.parts.items():
+            if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+                hint = "; give Variables(model)" if isinstance(part, keras.Model) else ""
+                raise TypeError(f"the part {name!r} has no state_dict and load_state_dict, it is a {type(part)}{hint}")
         self.about = dict(about or {})
         self._keep = checks.whole("keep", keep, least=1)
         self._run = _Bytes()

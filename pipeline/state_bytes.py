@@ -33,13 +33,13 @@ class NewerFormatError(ValueError):
 
 
 def to_bytes(state: Mapping[str, Any]) -> bytes:
-    """``state`` as bytes, the same for equal states. One copy of its arrays.
+    """``state`` as bytes, the same for equal states of equal order. One copy of its arrays.
 
     ``TypeError`` for anything but None, bool, int, float, str, NumPy arrays of numbers, lists and tuples of these (both
     come back as lists), and dicts of all of them by strings, of which none may have ``"array"`` as its only key.
     """
     arrays: dict[str, np.ndarray] = {}
-    plain = json.dumps(_taken_apart(state, "", arrays), separators=(",", ":"), sort_keys=True)
+    plain = json.dumps(_taken_apart(state, "", arrays), separators=(",", ":"))
     whole = json.dumps({"format": FORMAT, "crc32": _checksum(plain, arrays), "state": plain})
     return bytes(save(arrays, metadata={METADATA: whole}))  # one entry: their order would be another each time
 

@@ -270,7 +270,7 @@ def test_a_dry_run_plans_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train.Plan, "train", lambda *_: pytest.fail("it was trained"))
     assert main([*SMALL, "--dry-run", "--output", "out"]) == 0
     assert capsys.readouterr().out == (
-        "importance on digits: 22 steps of 128 (2 epochs), 1,347 samples to train on, 450 to test, "
+        "importance on digits: 22 steps of 128 (2 epochs), 1,347 samples to train on, 450 to test, 10 classes, "
         "mlp with 8,970 parameters, seed 0\n"
     )
     assert list(tmp_path.iterdir()) == []

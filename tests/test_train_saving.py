@@ -68,8 +68,11 @@ def test_fault_24_a_signal_ends_the_run_after_its_step_and_it_goes_on(
     assert signal.getsignal(number) is before
     assert not (tmp_path / "summary.json").exists()
     keras.utils.clear_session()
-    assert main(["--output", str(tmp_path), "--resume", "--quiet"]) == 0  # the options are in config.yaml
+    assert main(["--output", str(tmp_path), "--resume"]) == 0  # the options are in config.yaml, --quiet is not
     assert result(tmp_path) == whole
+    assert f"goes on from {tmp_path / 'snapshots' / 'snapshot-13'}" in capsys.readouterr().out
+    header = (tmp_path / "history.csv").read_text().splitlines()[0]
+    assert header == "epoch,step,seconds,test_loss,test_accuracy,learning_rate,loss"
 
 
 def test_a_second_signal_is_not_waited_for(tmp_path, monkeypatch, capsys):
@@ -102,7 +105,7 @@ def test_a_run_that_was_not_finished_is_not_overwritten(tmp_path, monkeypatch, c
     assert "snapshots of a run that was not finished; go on with --resume" in capsys.readouterr().err
     for options, message in (
         (["--learning-rate", "0.5"], "is of a run with learning_rate 0.003, this one has 0.5"),
-        (["--dataset", "digits"], "this one has"),
+        (["--dataset", "digits"], "is of a run with dataset 'digits-longtail', this one has 'digits'"),
     ):
         assert main(["--output", str(tmp_path), "--resume", "--quiet", *options]) == 2
         assert message in capsys.readouterr().err
@@ -135,9 +138,11 @@ def test_fault_23_a_snapshot_that_cannot_be_written_ends_the_run(tmp_path, monke
     assert "Traceback" not in said
 
 
-def test_resume_where_there_is_nothing_begins(whole, tmp_path):
-    assert main([*SMALL, "--output", str(tmp_path), "--resume"]) == 0
+def test_resume_where_there_is_nothing_begins(whole, tmp_path, capsys):
+    options = [option for option in SMALL if option != "--quiet"]
+    assert main([*options, "--output", str(tmp_path), "--resume"]) == 0
     assert result(tmp_path) == whole
+    assert f"no snapshot in {tmp_path}: it begins anew" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

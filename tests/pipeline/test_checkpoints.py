@@ -263,4 +263,21 @@ def test_variables_of_another_model_are_refused_as_a_whole():
         for one, two in zip(values, before[kind], strict=True):
             np.testing.assert_array_equal(one, two)
     with pytest.raises(ValueError, match="has no weights yet"):
-        Variables(keras.Sequential([keras.layers.Dense(1)]))
+        Variables(keras.Sequential([keras.layers.Dense(1)]), keras.optimizers.SGD())
+
+
+def test_the_optimizer_of_a_loop_of_ones_own():
+    one, optimizer = model(), keras.optimizers.SGD(0.1, momentum=0.9)
+    state = Variables(one, optimizer).state_dict()
+    assert len(state["optimizer"]) == len(optimizer.variables) == 4
+    bare = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match="not compiled; give the optimizer"):
+        Variables(bare)
+    Variables(bare, optimizer=keras.optimizers.SGD()).load_state_dict(
+        Variables(bare, keras.optimizers.SGD()).state_dict()
+    )
+
+
+def test_a_part_must_be_one(tmp_path):
+    with pytest.raises(TypeError, match=r"the part 'model' has no state_dict .*; give Variables\(model\)"):
+        Snapshots(tmp_path, {"model": model()})
