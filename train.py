@@ -38,7 +38,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from train_options import KEYS as KEYS
-from train_options import PROGRAM, Budget, check, methods_of
+from train_options import PROGRAM, Budget, check, methods_of, without_effect
 from train_options import Config as Config
 from train_options import OptionError as OptionError
 from train_options import parse as parse
@@ -116,6 +116,8 @@ def _execute(config: Config) -> None:
     plan = prepare(config if config.dry_run else in_steps(config))
     if config.dry_run or not config.quiet:
         print(plan, flush=True)
+        if unused := without_effect(config):
+            print(f"{', '.join(unused)}: without effect on --sampling {config.sampling}", file=sys.stderr)
         if config.resume:
             print(going_on(config), flush=True)
     if config.dry_run:
@@ -387,7 +389,7 @@ def write_comparison(config: Config, comparison: Comparison) -> str:
     from pipeline.results import to_csv, to_json, write_whole
 
     folder, said = config.folder, ""
-    write_whole(folder / "config.yaml", to_yaml(config))
+    write_whole(folder / "config.yaml", to_yaml(_with_steps(config, comparison)))
     write_whole(folder / "comparison.csv", to_csv(comparison.rows()))
     write_whole(folder / "curves.csv", to_csv(comparison.curve_rows()))
     try:
@@ -398,6 +400,14 @@ def write_comparison(config: Config, comparison: Comparison) -> str:
         said = f", without a picture ({error}; the extra plots has it)"
     write_whole(folder / "comparison.json", to_json({**to_dict(comparison), "verdict": verdict(comparison)}))
     return said
+
+
+def _with_steps(config: Config, comparison: Comparison) -> Config:
+    """The same comparison with the steps in place of seconds: how many they come to depends on the machine."""
+    if Budget.of(config).unit != "seconds":
+        return config
+    steps = {run.method: run.steps for run in comparison.runs}
+    return replace(config, compare=",".join(f"{name}:budget={steps[name]}steps" for name in comparison.methods))
 
 
 # --- progress and results -------------------------------------------------------------------------
@@ -451,9 +461,12 @@ def advice(plan: Plan, outcome: Outcome) -> str | None:
     """What a run that draws by loss found out about that, in sentences; None where there is nothing to say."""
     config, found, said = plan.config, plan.sampler.summary(), []
     if "gate_open" in found:
-        state = "paid and were used" if found["gate_open"] else "did not pay, and draws were uniform"
-        changed = f"; the gate last changed at step {found['gate_changed']:,}" if found["gate_changed"] >= 0 else ""
-        said.append(f"At the end draws by priority {state}: a gain of {found['gate_gain']:.2f}{changed}.")
+        state = "open" if found["gate_open"] else "closed, and draws uniform"
+        changed = f"; it last changed at step {found['gate_changed']:,}" if found["gate_changed"] >= 0 else ""
+        said.append(
+            f"At the end the gate was {state}: by its estimate a draw by priority is worth {found['gate_gain']:.2f} "
+            f"uniform ones{changed}."
+        )
     if found.get("gate_open") and outcome.test_loss > BY_HEART * outcome.train_loss:
         said.append(
             f"But the test loss is {outcome.test_loss / max(outcome.train_loss, 1e-12):.0f} times the training loss: "

@@ -146,8 +146,9 @@ class Config:
 
 NOT_SAVED = ("config", "print_config", "dry_run", "quiet", "resume")  # what to do, not what to train
 METHOD_KEYS = (  # what a method of --compare may have for itself
-    *("learning_rate", "decay", "warmup_steps", "loss", "priority", "gate", "uniform_fraction", "smoothing", "beta"),
+    *("budget", "learning_rate", "decay", "warmup_steps", "loss", "priority", "gate", "uniform_fraction", "smoothing"),
     *(
+        "beta",
         "scheme",
         "first_pass",
         "warmup",
@@ -161,6 +162,18 @@ METHOD_KEYS = (  # what a method of --compare may have for itself
         "feedback_lag",
     ),
 )
+WEIGHTED = ("importance", "ranked", "reducible")
+USED_BY = {  # the samplings that an option is for; the others are for all
+    **dict.fromkeys(("priority", "gate"), ("importance",)),
+    **dict.fromkeys(("uniform_fraction", "smoothing", "beta", "first_pass", "warmup"), WEIGHTED),
+    "scheme": (*WEIGHTED, "class-balanced"),
+    "finish": (*WEIGHTED, "pruning"),
+    "prune": ("pruning",),
+    "selectivity": ("selective",),
+    "presample": ("presampled",),
+    "balance": ("class-balanced",),
+    "reference": ("reducible",),
+}
 UNITS = {"epochs": "epochs", "epoch": "epochs", "steps": "steps", "step": "steps", "s": "seconds"}
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name not in NOT_SAVED)
 
@@ -171,7 +184,10 @@ def parse(arguments: list[str]) -> Config:
     values = [] if file is None else _file_arguments(file)
     config = _parse(values + arguments)
     if config.resume and (config.folder / "config.yaml").is_file():
-        config = _parse(_file_arguments(config.folder / "config.yaml") + values + arguments)
+        begun = _file_arguments(config.folder / "config.yaml")
+        config = _parse(begun + values + arguments)
+        if Budget.of(config).unit == "seconds":  # by now it is known how many steps these are
+            config = dataclasses.replace(config, budget=_parse(begun).budget)
     check(config)
     return config
 
@@ -252,6 +268,10 @@ def check(config: Config) -> None:
     Budget.of(config)
     if config.save_every is not None:
         _require(config, "save_every", _is_interval(config.save_every), "like 500steps or 60s, or None")
+    if config.refresh and config.sampling == "presampled":
+        raise OptionError(
+            "--refresh is for samplings that remember losses; presampled scores what it draws from anyway"
+        )
     if config.resume and config.compare is not None:
         raise OptionError("--resume is for a single training; a comparison begins anew")
     try:
@@ -261,6 +281,13 @@ def check(config: Config) -> None:
     if config.compare is not None:
         for method in methods_of(config).values():
             check(method)
+
+
+def without_effect(config: Config) -> list[str]:
+    """The options that were given and that the sampling has no use for, as they are written."""
+    default = Config()
+    changed = [name for name in USED_BY if getattr(config, name) != getattr(default, name)]
+    return [f"--{name.replace('_', '-')}" for name in changed if config.sampling not in USED_BY[name]]
 
 
 def _is_interval(text: str) -> bool:

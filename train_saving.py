@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
+import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train_options import KEYS, Config, OptionError, to_yaml
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import keras
 
     from pipeline.data import Data
@@ -53,6 +54,8 @@ def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
         )
     options = {key: getattr(config, key) for key in KEYS if key not in NOT_ABOUT}
     options["dataset"] = config.dataset.partition(":")[0] if config.dataset.startswith("npz:") else config.dataset
+    if config.reference not in (None, "auto"):
+        options["reference_values"] = f"{zlib.crc32(Path(str(config.reference)).read_bytes()):08x}"
     about = {**options, "num_samples": len(data), "values": data.fingerprint()}
     return Saving(folder, config.save_every, resume=config.resume, about=about, stop=stop)
 
@@ -80,8 +83,14 @@ def beginning(config: Config) -> keras.callbacks.Callback:
 
 @contextlib.contextmanager
 def caught() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, to be heeded when the step is done, as they come; a second one ends the program at once."""
+    """SIGINT and SIGTERM, to be heeded when the step is done, as they come; a second one ends the program at once.
+
+    Python lets the main thread alone ask for signals; in another one none come.
+    """
     came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
 
     def handle(number: int, frame: Any) -> None:
         if came:

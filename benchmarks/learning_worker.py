@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-POINTS = 20  # of a curve
+POINTS = 5  # of a curve
 
 
 def main(core: int) -> None:

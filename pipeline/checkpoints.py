@@ -34,6 +34,7 @@ FORMAT = 1
 NAME = "snapshot"
 KEY = "run/.ATTRIBUTES/py_state"  # of the string, inside TensorFlow's file
 LOCK = "lock"
+LIST = "checkpoint"  # TensorFlow's, of the snapshots
 ROOM = 1.1  # so many times its bytes a snapshot takes on the disk, and a little
 
 logger = logging.getLogger("pipeline")
@@ -90,7 +91,7 @@ class Variables:
     @staticmethod
     def values(variables: list[Any]) -> list[np.ndarray]:
         """A copy of each."""
-        return [np.array(variable.numpy()) for variable in variables]
+        return [_plain(variable.numpy()) for variable in variables]
 
     @classmethod
     def assign(cls, kind: str, variables: list[Any], values: list[np.ndarray]) -> None:
@@ -103,9 +104,14 @@ class Variables:
         if len(values) != len(variables):
             raise ValueError(f"{len(values)} variables of the {kind} were saved, here are {len(variables)}")
         return [
-            checks.array(variable.path, value, variable.numpy())
+            checks.array(variable.path, value, _plain(variable.numpy()))
             for variable, value in zip(variables, values, strict=True)
         ]
+
+
+def _plain(value: Any) -> np.ndarray:
+    """A copy; bfloat16, which NumPy does not know, as float32, which holds it exactly."""
+    return np.array(value, np.float32 if value.dtype.kind == "V" else value.dtype)
 
 
 class Snapshots:
@@ -165,7 +171,7 @@ class Snapshots:
                 raise OSError(f"{free:,} bytes are free")
             return Path(self._open().save(checkpoint_number=step))
         except (OSError, tf.errors.OpError) as error:
-            self._sweep()
+            self._sweep(step)
             message = getattr(error, "message", None) or error
             raise OSError(
                 f"no snapshot was written into {self.folder} at step {step}: {message}. It takes {needed:,} bytes; "
@@ -175,8 +181,20 @@ class Snapshots:
             self._run.data = b""
 
     def _open(self) -> tf.train.CheckpointManager:
+        """The manager, told of the snapshots that are there: its own list may be behind, or damaged."""
         if self._manager is None:
-            _check_index(self.folder)
+            for left in self.folder.glob(f"{NAME}-*_temp"):  # by a save that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            (self.folder / LIST).unlink(missing_ok=True)
+            names = [path.name for path in reversed(self.paths())]
+            if names:
+                tf.compat.v1.train.update_checkpoint_state(
+                    str(self.folder),
+                    names[-1],
+                    names,
+                    all_model_checkpoint_timestamps=[float(place) for place in range(1, len(names) + 1)],
+                    last_preserved_timestamp=0.0,  # all of them may go when their time has come
+                )
             self._manager = tf.train.CheckpointManager(
                 tf.train.Checkpoint(run=self._run), str(self.folder), max_to_keep=self._keep, checkpoint_name=NAME
             )
@@ -185,22 +203,21 @@ class Snapshots:
     def clear(self) -> None:
         """Remove all snapshots: of a run that another one takes the place of."""
         self._manager = None
-        for path in [*self.folder.glob(f"{NAME}-*"), *self.folder.glob("checkpoint")]:
+        for path in [*self.folder.glob(f"{NAME}-*"), *self.folder.glob(LIST)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _sweep(self) -> None:
-        """Remove what a save that was broken off has left: files of no snapshot that the manager knows of."""
-        known = set(self.paths()) if self._manager is None else {Path(path) for path in self._manager.checkpoints}
+    def _sweep(self, step: int) -> None:
+        """Remove what a save that failed has left."""
+        self._manager = None
         with contextlib.suppress(OSError):
-            for path in self.folder.glob(f"{NAME}-*"):
-                if not any(path.name.startswith(f"{each.name}.") for each in known):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in [*self.folder.glob(f"{NAME}-{step}.*"), *self.folder.glob(f"{NAME}-{step}_temp")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     # --- reading ---
 
     def paths(self) -> list[Path]:
         """Of all snapshots in the folder, whole or not, the newest first."""
-        found = {path.with_suffix("") for path in self.folder.glob(f"{NAME}-*.index")}
+        found = {path.with_suffix("") for path in self.folder.glob(f"{NAME}-*.index") if path.is_file()}
         numbered = [(int(path.name.removeprefix(f"{NAME}-")), path) for path in found if _is_numbered(path)]
         return [path for _, path in sorted(numbered, reverse=True)]
 
@@ -234,7 +251,7 @@ class Snapshots:
             if file.is_symlink():
                 raise ValueError(f"{file.name} is a link, and is not followed")
         data_files = list(path.parent.glob(f"{path.name}.data-*"))
-        if len(data_files) != 1:
+        if len(data_files) != 1 or not data_files[0].is_file():
             raise ValueError(f"it has {len(data_files)} files of data, one is needed")
         try:
             reader = tf.train.load_checkpoint(str(path))
@@ -298,7 +315,8 @@ def locked(path: Path) -> Iterator[None]:
     except ImportError:  # pragma: no cover
         yield
         return
-    with path.open("a+", encoding="ascii") as file:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with open(descriptor, "r+", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -315,15 +333,3 @@ def locked(path: Path) -> Iterator[None]:
 
 def _is_numbered(path: Path) -> bool:
     return re.fullmatch(rf"{NAME}-[0-9]{{1,18}}", path.name) is not None
-
-
-def _check_index(folder: Path) -> None:
-    """Refuse TensorFlow's list of checkpoints where it names files that are not of this folder: the manager deletes
-    the oldest of what it names.
-    """
-    found = tf.train.get_checkpoint_state(str(folder))
-    for path in [] if found is None else found.all_model_checkpoint_paths:
-        if Path(path).parent.resolve() != folder.resolve() or not _is_numbered(Path(path)):
-            raise OSError(
-                f"{folder / 'checkpoint'} names {path!r}, which is no snapshot of this folder; remove that file"
-            )

@@ -78,7 +78,7 @@ def _taken_apart(part: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(part, Mapping):
         if set(part) == {ARRAY}:
             raise TypeError(f"{name or 'the state'} has {ARRAY!r} as its only key, which stands for an array")
-        return {_key(key, name): _taken_apart(value, f"{name}/{key}", arrays) for key, value in part.items()}
+        return {_key(key, name): _taken_apart(value, f"{name}/{_escaped(key)}", arrays) for key, value in part.items()}
     if isinstance(part, np.ndarray):
         if part.dtype.kind not in "fiub" or part.dtype.byteorder == ">":
             raise TypeError(f"{name} is an array of {part.dtype}; a state holds arrays of numbers")
@@ -97,6 +97,11 @@ def _key(key: Any, name: str) -> str:
     if not isinstance(key, str):
         raise TypeError(f"{name or 'the state'} has the key {key!r}; keys are strings")
     return key
+
+
+def _escaped(key: str) -> str:
+    """As in a JSON pointer, so that no two arrays have one name."""
+    return key.replace("~", "~0").replace("/", "~1")
 
 
 def _put_together(part: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -186,7 +186,7 @@ def train(
         for first, last, length in _stretches(recorder.steps, steps, epoch_steps):
             if recorder.steps < steps and not model.stop_training:
                 model.fit(
-                    _batches(data, sampler, batch_size, recorder.steps, steps),
+                    _batches(data, sampler, batch_size, recorder.steps, steps, prefetch=0 if refresh else None),
                     initial_epoch=first,
                     epochs=last,
                     steps_per_epoch=length,
@@ -244,14 +244,14 @@ def trained_loss(name: LossName, data: Data) -> keras.losses.Loss:
     return SparseCategoricalFocalCrossentropy(from_logits=True)
 
 
-def _batches(data: Data, sampler: Any, batch_size: int, done: int, steps: int) -> tf.data.Dataset:
+def _batches(data: Data, sampler: Any, batch_size: int, done: int, steps: int, prefetch: int | None) -> tf.data.Dataset:
     """The batches from ``done`` to ``steps`` at least, from one iterator: to start one for each epoch takes a tenth of
-    a second or more.
+    a second or more. With refreshing none is drawn ahead, or what a draw knows would depend on timing.
     """
     if isinstance(sampler, Presampler):
         stream = tf.data.Dataset.from_tensor_slices((data.x, data.y)).shuffle(len(data), seed=STREAM_SEED)
         return stream.repeat().skip(done * len(sampler)).apply(sampler)
-    batches = importance_dataset((data.x, data.y), sampler, batch_size)
+    batches = importance_dataset((data.x, data.y), sampler, batch_size, prefetch=prefetch)
     if getattr(sampler, "epochs_vary", False):
         return batches.repeat()  # of passes nobody knows how many it takes
     return batches.repeat(math.ceil((steps - done) * batch_size / len(data)))

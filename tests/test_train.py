@@ -18,6 +18,7 @@ import yaml
 import train
 import train_options
 import train_samplings
+from pipeline.comparing import Run
 from pipeline.training import Outcome
 from sampler import PruningSampler
 from train import Config, OptionError, main, parse, to_yaml
@@ -180,6 +181,7 @@ def test_a_missing_file_names_its_neighbour(file, capsys):
         (["--learning-rate", "nan"], "--learning-rate must be above 0 and finite, got nan"),
         (["--warmup-steps", "-1"], "--warmup-steps must be at least 0, got -1"),
         (["--seed", "-1"], "--seed must be in 0..4294967295, got -1"),
+        (["--sampling", "presampled", "--refresh", "0.1"], "--refresh is for samplings that remember losses"),
         (["--budget", "20"], "--budget must be like 20epochs, 3000steps or 120s, got '20'"),
         (["--budget", "2.5epochs"], "--budget must be like"),
         (["--budget", "0s"], "--budget must be like"),
@@ -197,7 +199,7 @@ def test_a_missing_file_names_its_neighbour(file, capsys):
         (["--compare", "uniform,importence"], "unknown sampling 'importence' in --compare. Did you mean 'importance'?"),
         (["--compare", "uniform,importance:beta=2"], "beta must be in [0, 1], got 2"),
         (["--compare", "uniform,importance:beta=many"], "the value above comes from 'importance:beta=many'"),
-        (["--compare", "uniform,importance:seed=2"], "got 'seed=2'. A method's own can be: learning_rate,"),
+        (["--compare", "uniform,importance:seed=2"], "got 'seed=2'. A method's own can be: budget, learning_rate,"),
         (["--compare", "uniform,pruning", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--evaluate-every", "0"], "--evaluate-every must be at least 1, or None, got 0"),
         (["--uniform-fraction", "1.1"], "uniform_fraction must be in [0, 1], got 1.1"),
@@ -287,6 +289,7 @@ def test_a_run_writes_its_result_and_the_same_options_give_the_same(tmp_path, ca
         "config.yaml",
         "curve.csv",
         "history.csv",
+        "snapshots",
         "summary.json",
     ]
 
@@ -370,14 +373,16 @@ class Told:
             Config(),
             {"gate_open": False, "gate_gain": 0.951, "gate_changed": -1},
             "draws by 'sqrt', not {!r}, would",
-            "At the end draws by priority did not pay, and draws were uniform: a gain of 0.95. "
+            "At the end the gate was closed, and draws uniform: by its estimate a draw by priority is worth 0.95 "
+            "uniform ones. "
             "Draws by 'sqrt', not 'loss', would.",
         ),
         (
             Config(),
             {"gate_open": True, "gate_gain": 1.5, "gate_changed": 1200},
             None,
-            "At the end draws by priority paid and were used: a gain of 1.50; the gate last changed at step 1,200.",
+            "At the end the gate was open: by its estimate a draw by priority is worth 1.50 uniform ones; it last "
+            "changed at step 1,200.",
         ),
         (Config(gate="none", priority="auto"), {}, "never", "The priority that 'auto' stood for was 'sqrt'."),
         (Config(sampling="uniform"), {}, "never", None),
@@ -460,6 +465,37 @@ def test_a_comparison_writes_its_files_and_can_be_had_again_from_its_config(tmp_
     assert capsys.readouterr().out == ""
     for one, other in zip(rows[:2], rows_of(again / "comparison.csv"), strict=True):
         assert (one["test_loss"], one["steps_to"]) == (other["test_loss"], other["steps_to"])
+
+
+def test_a_comparison_of_seconds_is_had_again_by_its_steps():
+    class Found:
+        methods = ("uniform", "importance:beta=0.5")
+        runs = tuple(train_run(name, steps) for name, steps in zip(methods, (291, 170), strict=True))
+
+    config = Config(compare=",".join(Found.methods), budget="1s")
+    again = train_options.methods_of(train._with_steps(config, Found()))
+    assert [(method.budget, method.beta) for method in again.values()] == [("291steps", 1.0), ("170steps", 0.5)]
+    same = dataclasses.replace(config, budget="3steps")
+    assert train._with_steps(same, Found()) is same
+
+
+def train_run(method, steps):
+    return Run(method, 0, steps, 1.0, 0.1, 0.1, 0.1, None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--sampling", "pruning", "--priority", "sqrt", "--finish", "0.2"], "--priority: without effect on"),
+        (["--sampling", "selective", "--prune", "0.2", "--beta", "0.5"], "--beta, --prune: without effect on"),
+        (["--sampling", "importance", "--priority", "sqrt"], ""),
+    ],
+)
+def test_options_that_a_sampling_has_no_use_for_are_named(options, said, capsys):
+    assert main([*options, "--dataset", "digits-longtail", "--dry-run"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert ("without effect" in err) == bool(said)
 
 
 def test_a_comparison_is_planned_without_training(tmp_path, capsys, monkeypatch):

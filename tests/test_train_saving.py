@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
+import numpy as np
 import pytest
 
 import train
@@ -155,3 +158,32 @@ def test_resume_where_there_is_nothing_begins(whole, tmp_path, capsys):
 def test_what_cannot_be_is_told(options, message, capsys):
     assert main(options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_seconds_are_the_steps_that_they_were_at_the_beginning(tmp_path, monkeypatch):
+    options = ["--dataset", "digits-longtail", "--model", "mlp", "--budget", "9s", "--quiet", "--output", str(tmp_path)]
+    monkeypatch.setattr(train, "in_steps", lambda config: dataclasses.replace(config, budget="12steps"))
+    with monkeypatch.context() as patch:
+        interrupting(patch, 5, signal.SIGTERM)
+        assert main(options) == 143
+    monkeypatch.setattr(train, "in_steps", lambda config: config)
+    assert main([*options, "--resume"]) == 0  # the same command
+    assert result(tmp_path)["steps"] == 12
+
+
+def test_another_reference_is_refused(tmp_path, monkeypatch, capsys):
+    losses = np.linspace(0.0, 1.0, 280)
+    np.save(tmp_path / "reference.npy", losses)
+    options = ["--sampling", "reducible", "--reference", str(tmp_path / "reference.npy")]
+    with monkeypatch.context() as patch:
+        interrupting(patch, 2, signal.SIGTERM)
+        assert main([*SMALL, *options, "--output", str(tmp_path)]) == 143
+    losses[140] = 0.0
+    np.save(tmp_path / "reference.npy", losses)
+    assert main(["--output", str(tmp_path), "--resume", "--quiet"]) == 2
+    assert "is of a run with reference_values" in capsys.readouterr().err
+
+
+def test_signals_are_left_alone_in_other_threads():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: list(train_saving.caught().__enter__())).result() == []

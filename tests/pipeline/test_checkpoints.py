@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from pipeline import checkpoints
 from pipeline.checkpoints import SnapshotError, Snapshots, Variables, locked
+from pipeline.state_bytes import from_bytes, to_bytes
 
 
 class Counter:
@@ -147,9 +148,9 @@ def test_fault_22_a_list_that_names_other_files_deletes_nothing(tmp_path, named)
     (tmp_path / "f" / "checkpoint").write_text(
         f'model_checkpoint_path: "snapshot-1"\nall_model_checkpoint_paths: "{named}"\n'
     )
-    with pytest.raises(OSError, match="no snapshot of this folder"):
-        filled(tmp_path / "f", keep=1)
+    filled(tmp_path / "f", steps=3, keep=1)
     assert kept.read_text() == "mine"
+    assert restored(tmp_path / "f") == (3, 3)
 
 
 def test_fault_23_a_full_disk_leaves_the_last_snapshot_whole(tmp_path, monkeypatch):
@@ -167,7 +168,7 @@ def test_fault_23_a_full_disk_leaves_the_last_snapshot_whole(tmp_path, monkeypat
         raise tf.errors.ResourceExhaustedError(None, None, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots._manager, "save", fails)
+        patch.setattr(snapshots._open(), "save", fails)
         with pytest.raises(OSError, match=r"No space left on device. It takes"):
             snapshots.save(3)
     assert files(tmp_path) == before
@@ -281,3 +282,59 @@ def test_the_optimizer_of_a_loop_of_ones_own():
 def test_a_part_must_be_one(tmp_path):
     with pytest.raises(TypeError, match=r"the part 'model' has no state_dict .*; give Variables\(model\)"):
         Snapshots(tmp_path, {"model": model()})
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b'model_checkpoint_path: "snapshot-1"\n'])
+def test_fault_25_the_list_of_snapshots_may_be_behind_or_damaged(tmp_path, monkeypatch, content):
+    """A kill between a snapshot and the list of them: what was resumed from stays, and the oldest go as ever."""
+    filled(tmp_path, steps=3)
+    (tmp_path / "snapshot-2_temp").mkdir()
+    (tmp_path / "checkpoint").unlink()
+    if content is not None:
+        (tmp_path / "checkpoint").write_bytes(content)
+    part = Counter()
+    snapshots = Snapshots(tmp_path, {"counter": part}, keep=2)
+    assert snapshots.restore() == 3
+
+    def fails(*args, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots._open(), "save", fails)
+        with pytest.raises(OSError, match=r"full. It takes"):
+            snapshots.save(4)
+    assert restored(tmp_path) == (3, 3)
+    part.go()
+    snapshots.save(4)
+    assert [path.name for path in snapshots.paths()] == ["snapshot-4", "snapshot-3"]
+    assert not list(tmp_path.glob("*_temp"))
+
+
+def test_what_is_no_file_is_no_snapshot(tmp_path):
+    """To open a pipe would wait for ever."""
+    filled(tmp_path, steps=1)
+    os.mkfifo(tmp_path / "snapshot-5.index")
+    (tmp_path / "snapshot-6.index").mkdir()
+    shutil.copy(tmp_path / "snapshot-1.index", tmp_path / "snapshot-7.index")
+    os.mkfifo(tmp_path / "snapshot-7.data-00000-of-00001")
+    assert restored(tmp_path) == (1, 1)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="symbolic link"), locked(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_variables_of_bfloat16():
+    def narrow() -> keras.Model:
+        built = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, dtype="bfloat16")])
+        built.compile("sgd", "mse")
+        return built
+
+    one, other = narrow(), narrow()
+    Variables(other).load_state_dict(from_bytes(to_bytes(Variables(one).state_dict())))
+    for first, second in zip(one.variables, other.variables, strict=True):
+        assert (first.numpy() == second.numpy()).all()

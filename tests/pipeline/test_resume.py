@@ -101,7 +101,7 @@ def test_several_steps_an_execution(tmp_path, even):
 
 
 def test_with_refreshing(tmp_path):
-    check("importance", (5,), tmp_path, refresh=0.5)
+    check("importance", (2, 5), tmp_path, refresh=0.7)
 
 
 def test_it_saves_as_often_as_told_and_at_the_end(tmp_path):

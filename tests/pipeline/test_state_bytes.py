@@ -68,6 +68,11 @@ def test_a_samplers_state_comes_back():
     assert same(other.state_dict(), state)
 
 
+def test_no_two_arrays_have_one_name():
+    state = {"a/b": np.array([1]), "a": {"b": np.array([2]), "~1b": np.array([3])}, "a~1": {"b": np.array([4])}}
+    assert equal(from_bytes(to_bytes(state)), state)
+
+
 def test_what_comes_back_can_be_written_to():
     assert from_bytes(to_bytes({"a": np.zeros(3)}))["a"].flags.writeable
 
