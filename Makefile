@@ -5,7 +5,7 @@
 # make bench   measure the sampler's throughput
 # make bench-pipeline   measure the input pipelines
 # make bench-step   measure what the feedback and the loss of each sample cost a training step
-# make bench-learning   train every method on every task and say what each was worth: an hour
+# make bench-learning   train every method on every task and say what each was worth: 80 minutes
 # make peers   install what others offer under .peers, for make bench ARGS=--peers and make bench-pipeline ARGS=--peers
 #
 # Each sets up .venv first, where that was not done yet: Python 3.11 to 3.13, make and a package index are

@@ -1,6 +1,6 @@
 """Does it pay? Every method on every task, at its own best learning rate, every budget a run of its own.
 
-    python -m benchmarks.learning                               # an hour on two cores
+    python -m benchmarks.learning                               # 80 minutes on two cores
     python -m benchmarks.learning --tasks checker,peaks --methods uniform,importance --seeds 3
     python -m benchmarks.learning --quick                       # to see that it works; its figures mean nothing
     python -m benchmarks.learning --report                      # the tables and the picture again
@@ -64,7 +64,7 @@ class Options:
     """Of every run that is reported."""
     grid_seeds: int = 1
     """Of the runs that choose the learning rate."""
-    minutes: float = 60.0
+    minutes: float = 100.0
     """After them no run begins; the next call goes on."""
     workers: int = 2
     """Processes, each on a core of its own."""
