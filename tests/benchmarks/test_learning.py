@@ -188,5 +188,5 @@ def test_a_worker_trains():
         worker.close()
     assert {key: row[key] for key in job} == job
     assert 0.0 < row["test_loss"] < 3.0
-    assert [point[0] for point in row["curve"]] == list(range(1, 21))
+    assert [point[0] for point in row["curve"]] == [4, 8, 12, 16, 20]
     assert worker.process.returncode == 0
