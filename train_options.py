@@ -145,23 +145,6 @@ class Config:
 
 
 NOT_SAVED = ("config", "print_config", "dry_run", "quiet", "resume")  # what to do, not what to train
-METHOD_KEYS = (  # what a method of --compare may have for itself
-    *("budget", "learning_rate", "decay", "warmup_steps", "loss", "priority", "gate", "uniform_fraction", "smoothing"),
-    *(
-        "beta",
-        "scheme",
-        "first_pass",
-        "warmup",
-        "finish",
-        "refresh",
-        "prune",
-        "selectivity",
-        "presample",
-        "balance",
-        "reference",
-        "feedback_lag",
-    ),
-)
 WEIGHTED = ("importance", "ranked", "reducible")
 USED_BY = {  # the samplings that an option is for; the others are for all
     **dict.fromkeys(("priority", "gate"), ("importance",)),
@@ -174,6 +157,9 @@ USED_BY = {  # the samplings that an option is for; the others are for all
     "balance": ("class-balanced",),
     "reference": ("reducible",),
 }
+METHOD_KEYS = (  # what a method of --compare may have for itself
+    *("budget", "learning_rate", "decay", "warmup_steps", "loss", *USED_BY, "refresh", "feedback_lag"),
+)
 UNITS = {"epochs": "epochs", "epoch": "epochs", "steps": "steps", "step": "steps", "s": "seconds"}
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name not in NOT_SAVED)
 
@@ -290,9 +276,17 @@ def without_effect(config: Config) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in changed if config.sampling not in USED_BY[name]]
 
 
+def _amount(text: str) -> tuple[float, str] | None:
+    """``20epochs`` as 20.0 and ``"epochs"``, a unit's full name; None for what cannot be read, or is none."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text)
+    unit = UNITS.get(found[2]) if found else None
+    count = float(found[1]) if found else 0.0
+    return None if unit is None or count <= 0 or (unit != "seconds" and count % 1) else (count, unit)
+
+
 def _is_interval(text: str) -> bool:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|s)\s*", text)
-    return found is not None and float(found[1]) > 0 and (found[2] == "s" or float(found[1]) % 1 == 0)
+    found = _amount(text)
+    return found is not None and found[1] != "epochs"
 
 
 def _require(config: Config, name: str, holds: bool, rule: str) -> None:
@@ -312,12 +306,10 @@ class Budget:
         """Of ``--budget``, else of ``--epochs``; ``OptionError`` for one that cannot be read."""
         if config.budget is None:
             return cls(config.epochs, "epochs")
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", config.budget)
-        unit = UNITS.get(found[2]) if found else None
-        count = float(found[1]) if found else 0.0
-        if unit is None or count <= 0 or (unit != "seconds" and count % 1):
+        found = _amount(config.budget)
+        if found is None:
             raise OptionError(f"--budget must be like 20epochs, 3000steps or 120s, got {config.budget!r}")
-        return cls(count, unit)
+        return cls(*found)
 
     def steps(self, num_samples: int, batch_size: int) -> int | None:
         """How many steps that is; None for seconds, which have to be tried."""

@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,13 +63,18 @@ def logarithmic(axes: Axes, title: str) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title(title, color=INK, fontsize=12)
-    axes.grid(which="major", color="#ececec", linewidth=0.8)
-    axes.set_axisbelow(True)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(numticks=12))
         axis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axes.tick_params(colors=INK, length=0)
+    quiet(axes)
+
+
+def quiet(axes: Axes, grid: Literal["x", "both"] = "both", **ticks: Any) -> None:
+    """Faint lines of a grid behind everything, no ticks, and no frame but the two axes."""
+    axes.grid(which="major", axis=grid, color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0, **ticks)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GROUND)

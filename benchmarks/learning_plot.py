@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from benchmarks import drawing
-from benchmarks.drawing import BLUE, FAINT, GREEN, GROUND, INK, ORANGE, PURPLE, RED, SKY, YELLOW
+from benchmarks.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY, YELLOW
 from benchmarks.learning_report import interval, log_ratios
 from benchmarks.learning_tasks import FIRST, MAIN, METHODS
 
@@ -94,12 +94,10 @@ def _after_the_same_steps(panel: Axes, study: Study) -> None:
     panel.set_ylim(max(len(tasks), 1) - 0.5, -0.5)
     panel.set_xlabel("after the same steps (left of 1: better)", fontsize=9)
     _plain(panel.xaxis, (0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0))
-    _quiet(panel, "x")
+    drawing.quiet(panel, "x", labelsize=9)
 
 
 def _at_every_budget(panel: Axes, study: Study, task: str) -> None:
-    from matplotlib.ticker import NullLocator
-
     panel.axhline(1.0, color=FAINT, linewidth=1.0)
     for method in study.methods_on(task):
         drawn = points(study, task, method)
@@ -117,8 +115,8 @@ def _at_every_budget(panel: Axes, study: Study, task: str) -> None:
     if target is None:
         _plain(panel.yaxis, (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0, 5.0))
     else:
-        panel.yaxis.set_minor_locator(NullLocator())
-    _quiet(panel, "both")
+        panel.minorticks_off()
+    drawing.quiet(panel, labelsize=9)
 
 
 def _plain(axis: Axis, ticks: tuple[float, ...]) -> None:
@@ -128,12 +126,3 @@ def _plain(axis: Axis, ticks: tuple[float, ...]) -> None:
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _quiet(panel: Axes, grid: Literal["x", "both"]) -> None:
-    panel.grid(which="major", axis=grid, color="#ececec", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.tick_params(colors=INK, length=0, labelsize=9)
-    for side, spine in panel.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GROUND)

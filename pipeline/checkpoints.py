@@ -86,7 +86,7 @@ class Variables:
         kinds = self._all()
         checked = {kind: self._checked(kind, those, state[kind]) for kind, those in kinds.items()}
         for kind, those in kinds.items():
-            self.assign(kind, those, checked[kind])
+            _set(those, checked[kind])
 
     @staticmethod
     def values(variables: list[Any]) -> list[np.ndarray]:
@@ -96,8 +96,7 @@ class Variables:
     @classmethod
     def assign(cls, kind: str, variables: list[Any], values: list[np.ndarray]) -> None:
         """Set them all; ``ValueError`` and no change where these are not theirs."""
-        for variable, value in zip(variables, cls._checked(kind, variables, values), strict=True):
-            variable.assign(value)
+        _set(variables, cls._checked(kind, variables, values))
 
     @staticmethod
     def _checked(kind: str, variables: list[Any], values: list[np.ndarray]) -> list[np.ndarray]:
@@ -107,6 +106,11 @@ class Variables:
             checks.array(variable.path, value, _plain(variable.numpy()))
             for variable, value in zip(variables, values, strict=True)
         ]
+
+
+def _set(variables: list[Any], values: list[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def _plain(value: Any) -> np.ndarray:

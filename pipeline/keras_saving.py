@@ -57,7 +57,11 @@ def _state_in(weights: Any, path: Any) -> State:
     place = f"{NAME}/vars/{KEY}"
     if place not in weights:
         raise KeyError(f"{path} holds no state of a sampler: the model that was saved carried none")
-    return from_bytes(np.asarray(weights[place], np.uint8).tobytes())
+    return _decoded(weights[place])
+
+
+def _decoded(values: Any) -> State:
+    return from_bytes(np.asarray(values, np.uint8).tobytes())
 
 
 class _SamplerState(keras.layers.Layer):
@@ -73,4 +77,4 @@ class _SamplerState(keras.layers.Layer):
 
     def load_own_variables(self, store: Any) -> None:
         if KEY in store:
-            self.sampler.load_state_dict(from_bytes(np.asarray(store[KEY], np.uint8).tobytes()))
+            self.sampler.load_state_dict(_decoded(store[KEY]))

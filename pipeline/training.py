@@ -27,7 +27,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -180,8 +180,11 @@ def train(
     if refresh:
         refreshing.append(RefreshStalest(model, sampler, (data.x, data.y), batch_size=batch_size, budget=refresh))
     together = [feedback, *refreshing, recorder, *callbacks]
-
-    def fit() -> None:
+    with ExitStack() as stack:
+        if saving is not None:
+            parts = {"sampler": sampler, "recorder": recorder, **({"refresh": refreshing[0]} if refreshing else {})}
+            entered = saved(model, feedback, parts, saving, lambda: recorder.steps, epoch_steps)
+            together.append(stack.enter_context(entered))
         model.stop_training = False  # an earlier training may have left it so
         for first, last, length in _stretches(recorder.steps, steps, epoch_steps):
             if recorder.steps < steps and not model.stop_training:
@@ -194,14 +197,6 @@ def train(
                     verbose=0,
                     callbacks=together,
                 )
-
-    if saving is None:
-        fit()
-    else:
-        parts = {"sampler": sampler, "recorder": recorder, **({"refresh": refreshing[0]} if refreshing else {})}
-        with saved(model, feedback, parts, saving, lambda: recorder.steps, epoch_steps) as saver:
-            together.append(saver)
-            fit()
     test = recorder.test_score()
     return Outcome(
         epochs=epochs,
