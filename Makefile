@@ -1,6 +1,7 @@
 # make train   train uniform and importance sampling on two tasks, three seeds each, and compare them
 # make test    run the tests
 # make soak    run the long tests
+# make coverage   run the tests and say which lines and branches of the packages none of them takes
 # make check   lint, format and types
 # make bench   measure the sampler's throughput
 # make bench-pipeline   measure the input pipelines
@@ -16,7 +17,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test soak check format bench bench-pipeline bench-step bench-learning peers clean
+.PHONY: train test soak coverage check format bench bench-pipeline bench-step bench-learning peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --dataset digits --compare uniform,importance --seeds 3 --epochs 20 $(ARGS)
@@ -24,6 +25,9 @@ train: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov $(ARGS)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak $(ARGS)

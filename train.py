@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"{PROGRAM}: {stop}", file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"{PROGRAM}: interrupted; no result was written", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + int(error.args[0]) if error.args else INTERRUPTED
     return 0
 
 

@@ -52,8 +52,11 @@ def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
             f"{config.folder} holds the snapshots of a run that was not finished; go on with --resume, choose another "
             f"--output, or remove {folder}"
         )
-    options = {key: getattr(config, key) for key in KEYS if key not in NOT_ABOUT}
-    options["dataset"] = config.dataset.partition(":")[0] if config.dataset.startswith("npz:") else config.dataset
+    # Those that are not as always: so an option that a later version adds refuses no snapshot of this one.
+    options = {key: value for key in KEYS if (value := getattr(config, key)) != getattr(Config(), key)}
+    options = {key: value for key, value in options.items() if key not in NOT_ABOUT}
+    if config.dataset.startswith("npz:"):
+        options["dataset"] = "npz"  # wherever it lies
     if config.reference not in (None, "auto"):
         options["reference_values"] = f"{zlib.crc32(Path(str(config.reference)).read_bytes()):08x}"
     about = {**options, "num_samples": len(data), "values": data.fingerprint()}
@@ -65,7 +68,10 @@ def going_on(config: Config) -> str:
     from pipeline.checkpoints import Snapshots
 
     found = Snapshots(config.folder / SNAPSHOTS, {}).paths()
-    return f"goes on from {found[0]}" if found else f"no snapshot in {config.folder}: it begins anew"
+    if not found:
+        return f"no snapshot in {config.folder}: it begins anew"
+    before = f" and {len(found) - 1} before it" if len(found) > 1 else ""
+    return f"goes on from the newest whole snapshot, of {found[0]}{before}"
 
 
 def beginning(config: Config) -> keras.callbacks.Callback:
@@ -83,7 +89,8 @@ def beginning(config: Config) -> keras.callbacks.Callback:
 
 @contextlib.contextmanager
 def caught() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, to be heeded when the step is done, as they come; a second one ends the program at once.
+    """SIGINT and SIGTERM, to be heeded when the step is done, as they come; a second one ends the program at once, with
+    the exit status of its own.
 
     Python lets the main thread alone ask for signals; in another one none come.
     """
@@ -94,7 +101,7 @@ def caught() -> Iterator[list[int]]:
 
     def handle(number: int, frame: Any) -> None:
         if came:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         came.append(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

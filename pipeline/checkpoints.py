@@ -19,20 +19,20 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator  # which Keras names nowhere else
 
-from pipeline.state_bytes import NewerFormatError, State, from_bytes, to_bytes
+from pipeline.state_bytes import NewerFormatError, State, from_bytes, sought, to_bytes
 from sampler import checks
 
 FORMAT = 1
 NAME = "snapshot"
-KEY = "run/.ATTRIBUTES/py_state"  # of the string, inside TensorFlow's file
 LOCK = "lock"
 LIST = "checkpoint"  # TensorFlow's, of the snapshots
 ROOM = 1.1  # so many times its bytes a snapshot takes on the disk, and a little
@@ -108,6 +108,28 @@ class Variables:
         ]
 
 
+class Seeds:
+    """The seeds that belong to no model, as a part: of ``keras.random`` where no ``SeedGenerator`` is given, and of
+    ``tf.random.get_global_generator()``. What ``tf.random.uniform`` and its like count, inside TensorFlow, nobody can
+    read: a model that draws from them does not go on exactly.
+    """
+
+    def state_dict(self) -> State:
+        """Two arrays: ``keras``, ``tensorflow``."""
+        return {name: seeds.numpy() for name, seeds in self._all().items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Set them; ``ValueError``, and no change, where they are of another kind."""
+        seeds = self._all()
+        checked = {name: checks.array(name, state[name], variable.numpy()) for name, variable in seeds.items()}
+        for name, variable in seeds.items():
+            variable.assign(checked[name])
+
+    @staticmethod
+    def _all() -> dict[str, Any]:
+        return {"keras": global_seed_generator().state, "tensorflow": tf.random.get_global_generator().state}
+
+
 def _set(variables: list[Any], values: list[np.ndarray]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
@@ -148,7 +170,10 @@ class Snapshots:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder: another process that tries to gets a ``SnapshotError`` with the number of this one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SnapshotError(f"{self.folder} cannot be a folder of snapshots: {error}; name another one") from error
         with locked(self.folder / LOCK):
             yield
 
@@ -187,8 +212,7 @@ class Snapshots:
     def _open(self) -> tf.train.CheckpointManager:
         """The manager, told of the snapshots that are there: its own list may be behind, or damaged."""
         if self._manager is None:
-            for left in self.folder.glob(f"{NAME}-*_temp"):  # by a save that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            _remove(self.folder.glob(f"{NAME}-*_temp"))  # left by a save that was killed
             (self.folder / LIST).unlink(missing_ok=True)
             names = [path.name for path in reversed(self.paths())]
             if names:
@@ -207,15 +231,13 @@ class Snapshots:
     def clear(self) -> None:
         """Remove all snapshots: of a run that another one takes the place of."""
         self._manager = None
-        for path in [*self.folder.glob(f"{NAME}-*"), *self.folder.glob(LIST)]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _remove([*self.folder.glob(f"{NAME}-*"), *self.folder.glob(LIST)])
 
     def _sweep(self, step: int) -> None:
         """Remove what a save that failed has left."""
         self._manager = None
         with contextlib.suppress(OSError):
-            for path in [*self.folder.glob(f"{NAME}-{step}.*"), *self.folder.glob(f"{NAME}-{step}_temp")]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _remove([*self.folder.glob(f"{NAME}-{step}.*"), *self.folder.glob(f"{NAME}-{step}_temp")])
 
     # --- reading ---
 
@@ -257,16 +279,8 @@ class Snapshots:
         data_files = list(path.parent.glob(f"{path.name}.data-*"))
         if len(data_files) != 1 or not data_files[0].is_file():
             raise ValueError(f"it has {len(data_files)} files of data, one is needed")
-        try:
-            reader = tf.train.load_checkpoint(str(path))
-            if not reader.has_tensor(KEY):
-                raise ValueError("it holds no state of a run")
-            data = reader.get_tensor(KEY)
-        except Exception as error:  # of many kinds: whatever TensorFlow makes of a damaged file
-            raise ValueError(f"TensorFlow cannot read it ({' '.join(str(error).split())[:200]})") from error
-        if not isinstance(data, bytes):
-            raise ValueError("it holds no state of a run")
-        state = from_bytes(data)
+        # Past TensorFlow's reader, which believes the lengths and types in an index, and ends the process over some.
+        state = from_bytes(sought(data_files[0].read_bytes()))
         if not isinstance(state.get("format"), int) or state["format"] > FORMAT:
             raise NewerFormatError(
                 f"it has format {state.get('format')}, this version reads up to {FORMAT}; install a "
@@ -279,10 +293,12 @@ class Snapshots:
 
     def _load(self, state: State, path: Path) -> None:
         for name in sorted(state["about"].keys() | self.about.keys()):
-            theirs, ours = state["about"].get(name), self.about.get(name)
+            theirs, ours = (
+                repr(about[name]) if name in about else "at its default" for about in (state["about"], self.about)
+            )
             if theirs != ours:
                 raise SnapshotError(
-                    f"the snapshot {path} is of a run with {name} {theirs!r}, this one has {ours!r}; go on with the "
+                    f"the snapshot {path} is of a run with {name} {theirs}, in this one it is {ours}; go on with the "
                     "same, or start again in another folder"
                 )
         if state["parts"].keys() != self.parts.keys():
@@ -311,15 +327,18 @@ class _Bytes(tf.train.experimental.PythonState):
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file; ``SnapshotError`` with the number of the process that does. The lock ends with its
-    process, however that ends. Without locks of the system (Windows) nothing is held.
+    """Hold the lock of a file; ``SnapshotError`` with the number of the process that does, or where it can be no lock.
+    The lock ends with its process, however that ends. Without locks of the system (Windows) nothing is held.
     """
     try:
         import fcntl
     except ImportError:  # pragma: no cover
         yield
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:  # a link, a folder, another user's
+        raise SnapshotError(f"{path} cannot be locked: {error}; remove it, or name another folder") from error
     with open(descriptor, "r+", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -333,6 +352,15 @@ def locked(path: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Remove files, links and whole folders."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _is_numbered(path: Path) -> bool:

@@ -114,6 +114,7 @@ def importance_dataset(
     map_fn: Callable[..., Any] | None = None,
     num_parallel_calls: int | None = None,
     prefetch: int | None = None,
+    batches: int | None = None,
 ) -> tf.data.Dataset:
     """The same over any source: arrays, memory maps, a dataset, ``__len__`` and ``__getitem__``.
 
@@ -124,6 +125,8 @@ def importance_dataset(
             which takes no memory, or copied once (``"memory"``) to where the graph can gather them, which is quicker
             by half for batches of hundreds of rows of kilobytes. Memory maps of ``.npy`` files need no copy for that.
         sampler, batch_size, map_fn, num_parallel_calls, prefetch: as for ``importance_sampling``.
+        batches: ≥ 1, of an epoch; None is ceil(N/B). None is drawn beyond them, where ``take`` or ``steps_per_epoch``
+            leave some behind that were drawn ahead.
     """
     batch_size = checks.whole("batch_size", batch_size, least=1)
     if num_parallel_calls is not None:
@@ -137,7 +140,7 @@ def importance_dataset(
         )
     if map_fn is None:
         _check_parts(data.spec)
-    steps = math.ceil(len(sampler) / batch_size)
+    steps = math.ceil(len(sampler) / batch_size) if batches is None else checks.whole("batches", batches, least=1)
     plan = _plan(data, batch_size, prefetch, sampler.feedback_lag, steps, 0 if each is None else each.held)
     return _epoch(_Feeder(data, sampler, batch_size, steps, plan, each))
 

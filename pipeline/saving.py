@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import keras
 
-from pipeline.checkpoints import Part, Snapshots, Variables
+from pipeline.checkpoints import Part, Seeds, Snapshots, Variables
 from pipeline.feedback import LossFeedback
 from pipeline.state_bytes import State
 
@@ -171,7 +171,7 @@ def saved(
     midway = Midway(model, feedback)
     snapshots = Snapshots(
         saving.folder,
-        {"variables": Variables(model), **parts, "midway": midway},
+        {"variables": Variables(model), "seeds": Seeds(), **parts, "midway": midway},
         about={**saving.about, "epoch_steps": epoch_steps},
         keep=saving.keep,
     )

@@ -23,6 +23,7 @@ from safetensors.numpy import load, save
 
 FORMAT = 1
 METADATA = "tf-importance-sampling"  # the entry of the header that holds what is not an array
+BEGINNING = f'{{"__metadata__":{{"{METADATA}":'.encode()  # of a header, after the 8 bytes of its length
 ARRAY = "array"  # the key of a dict of one entry that stands for an array: its name
 
 State = dict[str, Any]
@@ -73,6 +74,24 @@ def from_bytes(data: bytes) -> State:
     return state
 
 
+def sought(data: bytes) -> bytes:
+    """The first state that lies in ``data`` among other bytes, from its first byte to its last; ``ValueError`` where
+    there is none. For a state that another program's file holds: see ``from_bytes``.
+    """
+    begin = data.find(BEGINNING) - 8
+    if begin < 0:
+        raise ValueError("these bytes hold no state")
+    (length,) = np.frombuffer(data[begin : begin + 8], "<u8")
+    header = data[begin + 8 : begin + 8 + int(length)]
+    try:
+        entries = json.loads(header)
+        del entries["__metadata__"]
+        size = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise ValueError(f"these bytes hold a damaged state ({error})") from error
+    return data[begin : begin + 8 + int(length) + size]
+
+
 def _taken_apart(part: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """``part`` with ``{"array": name}`` where an array was, which is put among ``arrays``."""
     if isinstance(part, Mapping):
@@ -80,7 +99,7 @@ def _taken_apart(part: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
             raise TypeError(f"{name or 'the state'} has {ARRAY!r} as its only key, which stands for an array")
         return {_key(key, name): _taken_apart(value, f"{name}/{_escaped(key)}", arrays) for key, value in part.items()}
     if isinstance(part, np.ndarray):
-        if part.dtype.kind not in "fiub" or part.dtype.byteorder == ">":
+        if part.dtype.kind not in "fiub" or part.dtype.itemsize > 8 or part.dtype.byteorder == ">":
             raise TypeError(f"{name} is an array of {part.dtype}; a state holds arrays of numbers")
         arrays[name] = np.ascontiguousarray(part).reshape(part.shape)
         return {ARRAY: name}

@@ -240,16 +240,21 @@ def trained_loss(name: LossName, data: Data) -> keras.losses.Loss:
 
 
 def _batches(data: Data, sampler: Any, batch_size: int, done: int, steps: int, prefetch: int | None) -> tf.data.Dataset:
-    """The batches from ``done`` to ``steps`` at least, from one iterator: to start one for each epoch takes a tenth of
-    a second or more. With refreshing none is drawn ahead, or what a draw knows would depend on timing.
+    """The batches from ``done`` to ``steps``, from one iterator: to start one for each epoch takes a tenth of a second
+    or more. Where epochs are all alike none is drawn beyond them, so that the sampler's summary in the end depends on
+    no timing. With refreshing none is drawn ahead, or what a draw knows would.
     """
     if isinstance(sampler, Presampler):
         stream = tf.data.Dataset.from_tensor_slices((data.x, data.y)).shuffle(len(data), seed=STREAM_SEED)
         return stream.repeat().skip(done * len(sampler)).apply(sampler)
-    batches = importance_dataset((data.x, data.y), sampler, batch_size, prefetch=prefetch)
+    dataset = functools.partial(importance_dataset, (data.x, data.y), sampler, batch_size, prefetch=prefetch)
     if getattr(sampler, "epochs_vary", False):
-        return batches.repeat()  # of passes nobody knows how many it takes
-    return batches.repeat(math.ceil((steps - done) * batch_size / len(data)))
+        return dataset().repeat()  # of passes nobody knows how many it takes
+    epochs, rest = divmod(steps - done, math.ceil(len(data) / batch_size))
+    if not rest:
+        return dataset().repeat(epochs)
+    last = dataset(batches=rest)
+    return dataset().repeat(epochs).concatenate(last) if epochs else last
 
 
 def make_reproducible(seed: int) -> None:

@@ -138,6 +138,10 @@ class PartialPasses(Sampler):
             "ends": self._ends.copy(),
         }
 
+    def _extended(self, state: dict[str, Any]) -> dict[str, Any]:
+        grown = super()._extended(state)
+        return {**grown, "taken": int(np.count_nonzero(grown["kept"]))}
+
     def _load_own_state(self, state: dict[str, Any]) -> None:
         losses = checks.array("newest_losses", state["newest_losses"], self._losses)
         chance = checks.array("chance", state["chance"], self._chance, least=0.0)

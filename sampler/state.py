@@ -69,22 +69,32 @@ class Stateful:
                 **self._own_state(),
             }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, extend: bool = False) -> None:
         """Take back what ``state_dict`` gave.
+
+        Args:
+            state: of a sampler made with the same arguments.
+            extend: also take the state of fewer samples, for data that have grown at their end: what is known of these
+                is kept, and the others are as in this sampler, which must be a new one. The pass under way ends. An
+                ``ImportanceSampler`` whose first pass was over gives the new samples the mean priority; else it begins
+                anew. Draws in flight are handed out as they were made, of the samples there were.
 
         Raises ``ValueError`` for the state of another kind of sampler, another number of samples, a newer
         format or an option that differs (``store``, ``priority``, ``max_draws``, ``keep_losses``), and for one that is
         damaged; nothing is changed then.
         """
         with self._lock:
+            if extend and self._is_smaller(state):
+                try:
+                    state = self._extended(state)
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    raise _damaged(error) from error
             self._check_state(state)
             try:
                 attributes = self._read_state(state)
                 self._load_own_state(state)  # the last thing that can be refused
             except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-                raise ValueError(
-                    f"the state is damaged ({type(error).__name__}: {error}); load another, or start again"
-                ) from error
+                raise _damaged(error) from error
             vars(self).update(attributes)
             self._changed.notify_all()
 
@@ -134,8 +144,29 @@ class Stateful:
         if state.get("num_samples") != self._size:
             raise ValueError(
                 f"the state is of {state.get('num_samples')} samples, the sampler has {self._size}; was the data set "
-                "changed? Load it into a sampler of that size, or start again"
+                "changed? Load it into a sampler of that size, or start again; where samples were added behind the "
+                "others, load_state_dict(state, extend=True) keeps what is known of these"
             )
+
+    def _is_smaller(self, state: Any) -> bool:
+        """Whether ``state`` is of fewer samples; ``ValueError`` where this sampler is no new one."""
+        size = state.get("num_samples") if isinstance(state, dict) else None
+        if not isinstance(size, int) or not 0 < size < self._size:
+            return False
+        if self._step or self._newest_step >= 0:
+            raise ValueError("a state of fewer samples is extended in a new sampler, and this one has drawn or learnt")
+        return True
+
+    def _extended(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The ``state`` of fewer samples as one of all, its pass at its end."""
+        before = state["num_samples"]
+        known = int(np.count_nonzero(self._newest[before:] >= 0))  # of the new ones, where losses were given
+        return {
+            **_grown(state, self.state_dict(), before, self._size),
+            "num_samples": self._size,
+            "taken": self._size,
+            "counts": {**state["counts"], "seen": state["counts"]["seen"] + known},
+        }
 
     def _own_state(self) -> dict[str, Any]:
         return {}
@@ -145,3 +176,19 @@ class Stateful:
 
     def _new_ledger(self) -> Ledger | None:
         raise NotImplementedError
+
+
+def _damaged(error: Exception) -> ValueError:
+    return ValueError(f"the state is damaged ({type(error).__name__}: {error}); load another, or start again")
+
+
+def _grown(theirs: Any, mine: Any, before: int, size: int) -> Any:
+    """``theirs``, where arrays with a row for each of ``before`` samples have one for each of ``size``: first their
+    own, then those of ``mine``.
+    """
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        return {key: _grown(value, mine.get(key), before, size) for key, value in theirs.items()}
+    if not isinstance(theirs, np.ndarray) or not isinstance(mine, np.ndarray):
+        return theirs
+    of_samples = theirs.shape[:1] == (before,) and mine.shape == (size, *theirs.shape[1:])
+    return np.concatenate([theirs, mine[before:].astype(theirs.dtype)]) if of_samples else theirs

@@ -218,6 +218,7 @@ def test_a_missing_file_names_its_neighbour(file, capsys):
         ),
     ],
 )
+@pytest.mark.fault(34)
 def test_a_mistake_is_told_without_a_trace_and_nothing_is_written(arguments, message, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
@@ -550,8 +551,20 @@ def test_start_up_lines_are_held_back_and_shown_where_loading_fails(capfd):
 
 
 FRESH = """
+import os
+import socket
 import sys
 import train
+
+watched = {"socket.bind", "socket.connect", "socket.listen", "pickle.find_class", "subprocess.Popen", "os.system"}
+seen = []
+sys.addaudithook(lambda event, arguments: seen.append(event) if event in watched else None)
+
+
+def sockets():
+    open_files = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return [path for path in open_files if os.path.lexists(path) and os.readlink(path).startswith("socket:")]
+
 
 assert train.main(["--help"]) == 0
 assert train.main(["--epochs", "0"]) == 2
@@ -559,11 +572,21 @@ assert train.main(["--print-config"]) == 0
 assert "tensorflow" not in sys.modules, "options need no TensorFlow"
 print("-- a run", flush=True)
 print("-- a run", file=sys.stderr, flush=True)
-sys.exit(train.main(sys.argv[1:]))
+assert train.main(sys.argv[1:]) == 0
+assert train.main([*sys.argv[-2:], "--resume", "--quiet"]) == 0, "its snapshots are read"
+assert not seen, seen
+assert not sockets()
+with socket.socket() as one:
+    one.bind(("127.0.0.1", 0))
+    assert seen == ["socket.bind"]
+    assert len(sockets()) == 1, "they would have been seen"
 """
 
 
-def test_in_a_fresh_process_options_need_no_tensorflow_and_a_run_is_quiet(tmp_path):
+@pytest.mark.fault(36)
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed there")
+def test_in_a_fresh_process_options_need_no_tensorflow_and_a_run_is_quiet_and_by_itself(tmp_path):
+    """It prints what it should; it opens no port, connects to nothing, starts nothing and unpickles nothing."""
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     environment["PYTHONPATH"] = str(Path(train.__file__).parent)
     finished = subprocess.run(

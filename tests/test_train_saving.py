@@ -59,9 +59,8 @@ def interrupting(monkeypatch, after, *signals):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_fault_24_a_signal_ends_the_run_after_its_step_and_it_goes_on(
-    number, status, whole, tmp_path, monkeypatch, capsys
-):
+@pytest.mark.fault(24)
+def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(number, status, whole, tmp_path, monkeypatch, capsys):
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         interrupting(patch, 13, number)
@@ -73,18 +72,21 @@ def test_fault_24_a_signal_ends_the_run_after_its_step_and_it_goes_on(
     keras.utils.clear_session()
     assert main(["--output", str(tmp_path), "--resume"]) == 0  # the options are in config.yaml, --quiet is not
     assert result(tmp_path) == whole
-    assert f"goes on from {tmp_path / 'snapshots' / 'snapshot-13'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"goes on from the newest whole snapshot, of {tmp_path / 'snapshots' / 'snapshot-13'}\n" in said
     header = (tmp_path / "history.csv").read_text().splitlines()[0]
     assert header == "epoch,step,seconds,test_loss,test_accuracy,learning_rate,loss"
 
 
-def test_a_second_signal_is_not_waited_for(tmp_path, monkeypatch, capsys):
-    interrupting(monkeypatch, 2, signal.SIGINT, signal.SIGTERM)
-    assert main([*SMALL, "--output", str(tmp_path)]) == 130
+@pytest.mark.parametrize(("second", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_is_not_waited_for(second, status, tmp_path, monkeypatch, capsys):
+    interrupting(monkeypatch, 2, signal.SIGINT, second)
+    assert main([*SMALL, "--output", str(tmp_path)]) == status
     assert "interrupted; no result was written" in capsys.readouterr().err
 
 
-def test_fault_25_killed_and_resumed_it_has_the_result_of_one_that_was_not(whole, tmp_path):
+@pytest.mark.fault(25)
+def test_killed_and_resumed_it_has_the_result_of_one_that_was_not(whole, tmp_path):
     """By kill -9, as soon as a second snapshot is begun."""
     command = [sys.executable, train.__file__, *SMALL, "--output", str(tmp_path), "--save-every", "1step"]
     snapshots = tmp_path / train_saving.SNAPSHOTS
@@ -107,8 +109,8 @@ def test_a_run_that_was_not_finished_is_not_overwritten(tmp_path, monkeypatch, c
     assert main([*SMALL, "--output", str(tmp_path)]) == 2
     assert "snapshots of a run that was not finished; go on with --resume" in capsys.readouterr().err
     for options, message in (
-        (["--learning-rate", "0.5"], "is of a run with learning_rate 0.003, this one has 0.5"),
-        (["--dataset", "digits"], "is of a run with dataset 'digits-longtail', this one has 'digits'"),
+        (["--learning-rate", "0.5"], "is of a run with learning_rate at its default, in this one it is 0.5"),
+        (["--dataset", "digits"], "is of a run with dataset 'digits-longtail', in this one it is at its default"),
     ):
         assert main(["--output", str(tmp_path), "--resume", "--quiet", *options]) == 2
         assert message in capsys.readouterr().err
@@ -124,7 +126,8 @@ def test_a_finished_run_has_nothing_left_to_do_and_may_be_run_again(whole, tmp_p
     assert result(tmp_path) == whole
 
 
-def test_fault_26_two_runs_in_one_folder(tmp_path, capsys):
+@pytest.mark.fault(26)
+def test_two_runs_in_one_folder(tmp_path, capsys):
     (tmp_path / train_saving.SNAPSHOTS).mkdir()
     with locked(tmp_path / train_saving.SNAPSHOTS / "lock"):
         assert main([*SMALL, "--output", str(tmp_path)]) == 2
@@ -132,7 +135,8 @@ def test_fault_26_two_runs_in_one_folder(tmp_path, capsys):
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_fault_23_a_snapshot_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.fault(23)
+def test_a_snapshot_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 500})
     monkeypatch.setattr("pipeline.checkpoints.shutil.disk_usage", lambda path: usage)
     assert main([*SMALL, "--output", str(tmp_path), "--save-every", "2steps"]) == 1

@@ -89,6 +89,9 @@ class ClassBalancedSampler(ImportanceSampler):
         )
         self._store.fill(balance.values)
 
+    def _extended(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._extended(state), "store": self._store.state_dict(), "cut": 0}
+
 
 class _Balance:
     """A priority that is the weight of the sample's class, whatever its loss."""

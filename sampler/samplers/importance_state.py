@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class ImportanceState(Sampler):
     _gate: Evidence | None
     _faded: int
     _cut: bool
+    _enough: int
 
     def _own_state(self) -> dict[str, Any]:
         return {
@@ -89,6 +91,15 @@ class ImportanceState(Sampler):
                 return priority
         kind = written or ("one that remembers losses, as 'clipped' does" if remembers else "one without a memory")
         raise _differs("priority", kind, priorities.describe(self._priority), " or call set_priority with it first,")
+
+    def _extended(self, state: dict[str, Any]) -> dict[str, Any]:
+        grown = super()._extended(state)
+        if getattr(self._priority, "keyed", False) and isinstance(state.get("options"), dict):
+            grown["options"] = {**state["options"], "priority": priorities.describe(self._priority)}
+        share = self._enough / self._size
+        if state["passes"] == 0 and state["taken"] < math.ceil(share * state["num_samples"]):
+            return {**grown, "taken": 0}
+        return {**grown, "cut": 1}
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         faded = checks.whole("faded", state["faded"], least=0, most=self._size - 1)

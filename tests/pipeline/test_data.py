@@ -354,6 +354,7 @@ def test_keras_imdb_is_padded_in_front_and_cut_to_its_end(cache):
 
 
 @pytest.mark.usefixtures("cache")
+@pytest.mark.fault(36)
 def test_keras_without_a_network_says_what_to_do(capsys):
     with pytest.raises(ConnectionError, match=r"copy the file into ~/\.keras/datasets"):
         load_data("keras:mnist")

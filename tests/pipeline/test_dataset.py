@@ -162,6 +162,7 @@ def test_epochs_go_on_where_the_last_one_stopped() -> None:
             np.testing.assert_array_equal(sampling["step"], [draw.step] * B)
 
 
+@pytest.mark.fault(30)
 def test_weights_are_those_of_the_draw() -> None:
     """Drawn ahead, then the store is turned over: the weights that arrive are the old ones."""
     sampler, twin = known(), known()
@@ -243,6 +244,7 @@ def test_one_call_makes_a_whole_batch(recording: type[Any]) -> None:
 @pytest.mark.parametrize(
     ("prefetch", "lag"), [(0, None), (1, None), (4, None), (9, None), (None, None), (0, 1), (1, 3), (None, 2), (8, 9)]
 )
+@pytest.mark.fault(28)
 def test_draws_ahead_are_bounded(
     prefetch: int | None, lag: int | None, held: str, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +359,7 @@ def threads() -> int:
 
 
 @pytest.mark.parametrize("lag", [None, 3])
+@pytest.mark.fault(32)
 def test_breaking_off_again_and_again(lag: int | None) -> None:
     """With a lag and no feedback, the producer is blocked each time."""
     train = dataset_of(known(feedback_lag=lag), 1)
@@ -383,6 +386,7 @@ def test_a_blocked_producer_is_left_at_once(recording: type[Any]) -> None:
     assert time.monotonic() - begin < 4.0
 
 
+@pytest.mark.fault(32)
 def test_a_second_iteration() -> None:
     train = dataset_of(ImportanceSampler(N, seed=0))
     first, second = iter(train), iter(train)
@@ -393,6 +397,7 @@ def test_a_second_iteration() -> None:
             next(iterator)
 
 
+@pytest.mark.fault(32)
 def test_two_iterators_at_once_are_independent() -> None:
     train = importance_dataset((X, Y), ImportanceSampler(N, seed=0), 1)
     for (x1, y1, one), (x2, y2, other) in tf.data.Dataset.zip((train, train)):
@@ -403,6 +408,7 @@ def test_two_iterators_at_once_are_independent() -> None:
         assert one["step"] != other["step"]
 
 
+@pytest.mark.fault(32)
 def test_two_iterators_at_once_are_refused_under_a_lag() -> None:
     train = dataset_of(ImportanceSampler(N, seed=0, feedback_lag=4), prefetch=0)
     first = iter(train)
@@ -418,6 +424,7 @@ def test_two_iterators_at_once_are_refused_under_a_lag() -> None:
 
 
 @pytest.mark.parametrize("where", ["consumer", "map"])
+@pytest.mark.fault(19)
 def test_the_time_out_names_cause_and_remedy(where: str) -> None:
     train = dataset_of(known(feedback_lag=1, feedback_timeout=0.3))
     if where == "map":
@@ -464,6 +471,7 @@ def test_feedback_that_comes_late_is_waited_for(source: str) -> None:
     assert np.unique(next(iterator)[-1]["step"]) == [2]
 
 
+@pytest.mark.fault(37)
 def test_partial_feedback_is_told_apart() -> None:
     sampler = known(feedback_lag=1, feedback_timeout=0.3)
     iterator = iter(dataset_of(sampler))
@@ -479,6 +487,7 @@ def consume(train: tf.data.Dataset, sampler: Any = None) -> None:
             sampler.update(y, np.ones(B), step=sampling["step"])
 
 
+@pytest.mark.fault(19)
 def test_one_warning_after_a_whole_pass_without_feedback() -> None:
     train = dataset_of(ImportanceSampler(N, seed=0))
     with warnings.catch_warnings(record=True) as caught:
@@ -555,6 +564,8 @@ HALF_CONSUMED = """
 """
 
 
+@pytest.mark.fault(32)
+@pytest.mark.fault(33)
 def test_a_process_ends_with_half_consumed_iterators(python: Python) -> None:
     ended = python(HALF_CONSUMED)
     assert (ended.returncode, ended.stdout) == (0, "leaving\n"), ended.stderr
@@ -590,6 +601,7 @@ ONE_THREAD = """
 """
 
 
+@pytest.mark.fault(33)
 def test_one_thread_between_operations(python: Python) -> None:
     ended = python(ONE_THREAD)
     assert (ended.returncode, ended.stdout) == (0, "48\n"), ended.stderr

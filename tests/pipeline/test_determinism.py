@@ -100,6 +100,7 @@ def test_timing_changes_nothing(lag: int, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("prefetch", [0, 1])
+@pytest.mark.fault(30)
 def test_prefetching_changes_nothing(prefetch: int) -> None:
     sampler = importance(30, 4)
     train = importance_dataset(data(30), sampler, B, prefetch=prefetch)

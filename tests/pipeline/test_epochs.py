@@ -51,6 +51,19 @@ def test_the_cardinality_is_unknown_only_where_epochs_vary() -> None:
         assert importance_dataset((X, Y), sampler, B).cardinality() == tf.data.UNKNOWN_CARDINALITY
 
 
+@pytest.mark.parametrize("lag", [None, 20])
+def test_epochs_of_another_length_draw_no_batch_beyond(lag: int | None) -> None:
+    sampler = ImportanceSampler(N, feedback_lag=lag, seed=0)
+    for batches in (3, 11):  # less than a pass over the samples, and more
+        dataset = importance_dataset((X, Y), sampler, B, batches=batches, prefetch=8)
+        assert int(dataset.cardinality()) == batches
+        before = sampler.step
+        assert len(train(dataset, sampler)) == batches
+        assert sampler.step == before + batches
+    with pytest.raises(ValueError, match="batches must be at least 1, got 0"):
+        importance_dataset((X, Y), sampler, B, batches=0)
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "as it comes": {},
     "nothing ahead": {"prefetch": 0},

@@ -61,6 +61,7 @@ class Broken(Items):
 
 
 @pytest.mark.parametrize("error", [KeyError("label"), StopIteration(), SystemExit(3), RuntimeError("gone")])
+@pytest.mark.fault(27)
 def test_an_error_of_the_source_is_told_with_its_index_and_trace(error: BaseException) -> None:
     source = as_source(Broken(error))
     words = rf"Broken.__getitem__\(7\) raised {type(error).__name__}(.|\n)*in decode"
@@ -145,6 +146,7 @@ def in_order(data: Any) -> tf.data.Dataset:
     return index.map(lambda row: (row, batch(row))).prefetch(1)
 
 
+@pytest.mark.fault(29)
 def test_a_fetch_that_hangs_is_given_up_with_where_it_stands(stuck: Stuck) -> None:
     source = ItemSource(stuck, timeout=0.3)
     words = (
@@ -299,6 +301,7 @@ HANGS = """
 """
 
 
+@pytest.mark.fault(31)
 def test_a_forked_process_is_refused_and_a_program_ends_while_a_fetch_hangs(python: Callable[..., Any]) -> None:
     result = python(HANGS, "-W", "ignore::DeprecationWarning")
     assert result.returncode == 0, result.stderr

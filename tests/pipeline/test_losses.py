@@ -168,6 +168,7 @@ def test_half_precision_predictions(dtype: tf.DType) -> None:
 # --- further axes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(9)
 def test_sequences_are_reduced_as_asked() -> None:
     scores = RNG.normal(size=(B, T, K)).astype(np.float32)
     classes = RNG.integers(0, K, (B, T))
@@ -203,6 +204,7 @@ def test_masked_steps_count_nothing() -> None:
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("shape", [(B, T, K), (B, H, W, K)])
+@pytest.mark.fault(9)
 def test_further_axes_without_reduce_are_refused(shape: tuple[int, ...], graph: bool) -> None:
     losses_of = per_sample_loss("mse")
     call = tf.function(losses_of) if graph else losses_of
@@ -224,6 +226,7 @@ class ScalarLoss(keras.losses.Loss):
 
 @pytest.mark.parametrize("loss", [scalar_function, ScalarLoss, ScalarLoss()])
 @pytest.mark.parametrize("reduce", [None, "mean"])
+@pytest.mark.fault(8)
 def test_a_loss_that_gives_one_number_is_refused(loss: Any, reduce: str | None) -> None:
     with pytest.raises(ValueError, match=r"one number for the whole batch.*ops.mean\(..., axis=-1\)"):
         per_sample_loss(loss, reduce=reduce)(tf.zeros([B, K]), tf.zeros([B, K]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -31,12 +34,22 @@ SAMPLERS = {
 }
 
 
-def run(name: str = "importance", seed: int = 0, **options: Any) -> tuple[Outcome, list[np.ndarray]]:
+class Noise(keras.layers.Layer):
+    """With no seed of its own."""
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        return inputs + keras.random.normal((6,)) if training else inputs
+
+
+def run(
+    name: str = "importance", seed: int = 0, layer: keras.layers.Layer | None = None, **options: Any
+) -> tuple[Outcome, list[np.ndarray]]:
     """A training of ``STEPS`` steps by a model with dropout, and the weights at its end."""
     keras.utils.clear_session()
     make_reproducible(0)  # a stream is shuffled by it
     layers = keras.layers
-    model = keras.Sequential([keras.Input((5,)), layers.Dense(6, "relu"), layers.Dropout(0.3), layers.Dense(3)])
+    last = [layer] if layer else []
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(6, "relu"), layers.Dropout(0.3), *last, layers.Dense(3)])
     if seed:  # other weights, other draws: all that counts must come from the snapshot
         for variable in model.variables:
             variable.assign(variable.numpy() + seed)
@@ -62,21 +75,44 @@ def told(outcome: Outcome) -> dict[str, Any]:
     return {"rows": rows, "figures": figures, "scores": scores, "advice": outcome.advice and outcome.advice.gains()}
 
 
-def check(name: str, stops: Any, tmp_path: Any, **options: Any) -> None:
+def check(name: str, steps: Iterable[int], tmp_path: Path, **options: Any) -> None:
+    """What goes on from the snapshot of each of ``steps`` is the training that nobody stopped, and saving is no part
+    of it.
+    """
     whole, weights = run(name, **options)
-    for number, stop in enumerate(stops, start=1):
-        saving = Saving(tmp_path / str(stop), stop=after(stop))
-        with pytest.raises(Stopped) as stopped:
-            run(name, saving=saving, **options)
-        assert stopped.value.step == stop * options.get("steps_per_execution", 1)
-        resumed, again = run(name, seed=number, saving=Saving(tmp_path / str(stop), resume=True), **options)
-        assert told(resumed) == told(whole)
+    saved = run(name, saving=Saving(tmp_path / "all", every="1step", keep=100), **options)
+    results = [saved]
+    for number, step in enumerate(steps, start=1):
+        (tmp_path / str(step)).mkdir()
+        for file in (tmp_path / "all").glob(f"snapshot-{step}.*"):
+            shutil.copy(file, tmp_path / str(step))
+        results.append(run(name, seed=number, saving=Saving(tmp_path / str(step), resume=True), **options))
+    for outcome, again in results:
+        assert told(outcome) == told(whole)
         for one, other in zip(again, weights, strict=True):
             np.testing.assert_array_equal(one, other)
 
 
-def test_stopped_after_any_step_and_resumed_it_is_the_same_training(tmp_path):
+def test_gone_on_with_from_any_step_it_is_the_same_training(tmp_path):
     check("importance", range(1, STEPS), tmp_path)
+
+
+def test_compiled_by_xla(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.pipeline.test_resume.STEPS", 4)  # each training is compiled anew, for a second or two
+    check("importance", range(1, 4), tmp_path, jit_compile=True)
+
+
+def test_several_steps_an_execution(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.pipeline.test_resume.STEPS", 6)
+    check("importance", (3,), tmp_path, steps_per_execution=3)
+    with pytest.raises(ValueError, match="steps_per_execution must divide the 3 steps of an epoch and the 6"):
+        run(steps_per_execution=2)
+
+
+def test_several_steps_an_execution_compiled_by_xla(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.pipeline.test_resume.STEPS", 6)
+    monkeypatch.setattr("tests.pipeline.test_resume.B", 4)  # six steps an epoch: executions of two end in its middle
+    check("importance", (2, 4), tmp_path, steps_per_execution=2, jit_compile=True)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "importance"])
@@ -84,24 +120,24 @@ def test_every_sampling_goes_on(name, tmp_path):
     check(name, (4,), tmp_path)
 
 
-def test_compiled_by_xla(tmp_path):
-    check("importance", (4,), tmp_path, jit_compile=True)
-
-
-@pytest.fixture
-def even(monkeypatch):
-    """Six steps, since several an execution must come out even."""
-    monkeypatch.setattr("tests.pipeline.test_resume.STEPS", 6)
-
-
-def test_several_steps_an_execution(tmp_path, even):
-    check("importance", (1,), tmp_path, steps_per_execution=3)
-    with pytest.raises(ValueError, match="steps_per_execution must divide the 3 steps of an epoch and the 6"):
-        run(steps_per_execution=2)
-
-
 def test_with_refreshing(tmp_path):
     check("importance", (2, 5), tmp_path, refresh=0.7)
+
+
+def test_a_model_that_draws_from_the_seeds_of_keras(tmp_path):
+    check("importance", (4,), tmp_path, layer=Noise())
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+def test_stopped_it_says_after_which_step(stop, tmp_path):
+    with pytest.raises(Stopped) as stopped:
+        run(saving=Saving(tmp_path, stop=after(stop)))
+    assert stopped.value.step == stop
+    outcome, again = run(seed=1, saving=Saving(tmp_path, resume=True))
+    whole, weights = run()
+    assert told(outcome) == told(whole)
+    for one, other in zip(again, weights, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_it_saves_as_often_as_told_and_at_the_end(tmp_path):
@@ -132,7 +168,7 @@ def test_every_so_many_seconds(tmp_path, monkeypatch):
 def test_another_length_of_epoch_or_data_is_refused(tmp_path):
     with pytest.raises(Stopped):
         run(saving=Saving(tmp_path, stop=after(1), about={"data": "ab"}))
-    with pytest.raises(ValueError, match="is of a run with data 'ab', this one has 'cd'"):
+    with pytest.raises(ValueError, match="is of a run with data 'ab', in this one it is 'cd'"):
         run(saving=Saving(tmp_path, resume=True, about={"data": "cd"}))
     with pytest.raises(ValueError, match=r"has the parts .*variables, this run .*refresh"):
         run(saving=Saving(tmp_path, resume=True, about={"data": "ab"}), refresh=0.1)

@@ -196,6 +196,7 @@ def test_lists_of_arrays_count_as_tuples() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: ragged(2), lambda: sparse(3, 4)], ids=["ragged", "sparse"])
+@pytest.mark.fault(16)
 def test_ragged_and_sparse_tensors(make: Callable[[], Any]) -> None:
     tensor, index = make(), random_batches()
     ours = drawn(as_source((tensor, ramp(np.int64))), index)
@@ -350,6 +351,7 @@ def test_an_array_of_a_kind_that_tensorflow_does_not_know(array: np.ndarray, wor
 @pytest.mark.parametrize(
     "empty", [lambda: Items(record, length=0), lambda: tf.data.Dataset.range(0)], ids=["items", "dataset"]
 )
+@pytest.mark.fault(10)
 def test_empty_sources(empty: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match="empty"):
         as_source(empty())
@@ -392,6 +394,7 @@ def test_batches_are_told_from_samples(drop: bool, known: bool) -> None:
         lambda: tf.data.experimental.Counter(),
     ],
 )
+@pytest.mark.fault(12)
 def test_infinite_datasets_are_refused(dataset: Callable[[], tf.data.Dataset]) -> None:
     for call in (num_samples, lambda data: as_source(data, size=N)):
         with pytest.raises(ValueError, match=r"infinite.*remove repeat\(\), or bound it with take\(n\)"):
@@ -430,6 +433,7 @@ def test_a_dataset_that_fails_says_why() -> None:
         lambda: tf.data.Dataset.from_tensor_slices(({"a": np.zeros(N)}, np.zeros(N))).filter(lambda *_: True),
     ],
 )
+@pytest.mark.fault(12)
 def test_num_samples(dataset: Callable[[], tf.data.Dataset]) -> None:
     assert num_samples(dataset()) == N
 
@@ -478,6 +482,7 @@ def _no_global_seed() -> None:
 
 @pytest.mark.usefixtures("_no_global_seed")
 @pytest.mark.parametrize("kind", MOVING)
+@pytest.mark.fault(15)
 def test_a_shuffle_before_the_wrap_is_refused(kind: str) -> None:
     with pytest.raises(ValueError, match=r"shuffled before it is wrapped.*remove shuffle\(\)"):
         as_source(MOVING[kind]())
@@ -495,6 +500,7 @@ def test_a_shuffle_before_the_wrap_is_refused(kind: str) -> None:
     ],
     ids=["seeded", "seeded and mapped", "files in order", "seeded in flat_map"],
 )
+@pytest.mark.fault(15)
 def test_a_shuffle_that_moves_nothing_is_taken(dataset: Callable[[], tf.data.Dataset]) -> None:
     data = dataset()
     source = as_source(data)

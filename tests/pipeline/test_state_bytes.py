@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.numpy import save
 
-from pipeline.state_bytes import METADATA, NewerFormatError, from_bytes, to_bytes
+from pipeline.state_bytes import METADATA, NewerFormatError, from_bytes, sought, to_bytes
 from sampler import ImportanceSampler
 from tests.sampler.states import same
 
@@ -50,6 +50,30 @@ def test_everything_comes_back_as_it_was(state):
     data = to_bytes(state)
     assert equal(from_bytes(data), state)
     assert to_bytes(from_bytes(data)) == data  # and equal states are equal bytes
+
+
+@settings(max_examples=100, deadline=None)
+@given(STATES, st.binary(max_size=40), st.binary(max_size=40))
+def test_it_is_found_among_other_bytes(state, before, after):
+    data = to_bytes(state)
+    assert sought(before + data + after) == data
+
+
+BEGINNING = to_bytes({})[8:].split(b'"{')[0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"x" * 40, to_bytes({})[8:], to_bytes({"a": 1})[:60], bytes(8) + BEGINNING, b"\xff" * 8 + BEGINNING),
+        struct.pack("<Q", len(BEGINNING) + 5) + BEGINNING + b'"",0}',
+        struct.pack("<Q", len(BEGINNING) + 12) + BEGINNING + b'""},"a":"bc"}',
+        struct.pack("<Q", len(BEGINNING) + 33) + BEGINNING + b'""},"a":{"data_offsets":[0,1e999]}}',
+    ],
+)
+def test_where_none_is_found_it_is_told(data):
+    with pytest.raises(ValueError, match="hold no state|hold a damaged state"):
+        sought(data)
 
 
 def a_state() -> dict:
@@ -149,6 +173,7 @@ def test_a_newer_format_says_what_to_do(monkeypatch):
         ({"a": np.array(["x"])}, "array of <U1"),
         ({"a": np.zeros(2, ">f8")}, "array of >f8"),
         ({"a": np.array([None])}, "array of object"),
+        *([({"a": np.zeros(2, np.longdouble)}, "array of float128")] if np.dtype(np.longdouble).itemsize > 8 else []),
     ],
 )
 def test_what_a_state_cannot_hold_is_named(state, message):

@@ -90,6 +90,7 @@ def test_no_indices_are_fine():
 
 
 @pytest.mark.parametrize(("index", "shown"), [([0, 4], "got 4 at position 1"), ([-1], "got -1 at position 0")])
+@pytest.mark.fault(5)
 def test_an_index_out_of_range(index, shown):
     with pytest.raises(IndexError, match=rf"index must be in \[0, 4\), {shown}"):
         checks.indices(index, 4)
@@ -126,6 +127,7 @@ def test_lists_of_unequal_lengths(name, check):
         ([None], "astype"),
     ],
 )
+@pytest.mark.fault(5)
 def test_an_index_that_is_no_integer(index, remedy):
     with pytest.raises(TypeError, match=f"index must be integers, got dtype .*{remedy}"):
         checks.indices(index, 4)
@@ -155,18 +157,21 @@ def test_losses_are_copied():
 
 
 @pytest.mark.parametrize("losses", [1.5, np.float32(1.5), np.array(1.5)])
+@pytest.mark.fault(8)
 def test_a_loss_reduced_to_a_single_number_shows_the_right_form(losses):
     with pytest.raises(ValueError, match=r"each of 4 indices, got a single number.*reduction=None"):
         checks.per_sample("losses", losses, 4)
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4, 7), (1, 4), (2, 2, 2)])
+@pytest.mark.fault(9)
 def test_losses_of_more_than_one_axis(shape):
     with pytest.raises(ValueError, match=r"shape \(4,\), got shape .*mean\(axis=1\)"):
         checks.per_sample("losses", np.zeros(shape), 4)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
+@pytest.mark.fault(7)
 def test_losses_of_another_length(count):
     with pytest.raises(ValueError, match=f"each of 4 indices, got {count}"):
         checks.per_sample("losses", np.zeros(count), 4)

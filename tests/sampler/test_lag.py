@@ -177,6 +177,7 @@ def test_only_what_is_due_is_waited_for():
         sampler.draw(BATCH)
 
 
+@pytest.mark.fault(19)
 def test_a_time_out_names_cause_and_remedy_and_changes_nothing():
     sampler = a_sampler("no first pass", lag=1, feedback_timeout=0.05)
     draw = sampler.draw(BATCH)

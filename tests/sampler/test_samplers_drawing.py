@@ -46,6 +46,7 @@ def test_what_a_draw_is(make):
     assert sampler.step == 30
 
 
+@pytest.mark.fault(30)
 def test_a_draw_is_frozen_while_the_sampler_moves_on(make):
     sampler = make(20, seed=2)
     first = sampler.draw(4)
@@ -92,6 +93,7 @@ def test_probabilities_and_priorities(make, size):
     assert sampler.probabilities().sum() == pytest.approx(1.0, rel=1e-12)
 
 
+@pytest.mark.fault(10)
 def test_a_single_sample_has_weight_one(make):
     for draw in train(make(1, seed=5), 6, batch=1):
         assert draw.index.tolist() == [0]
@@ -169,6 +171,7 @@ def test_the_batch_that_ends_the_first_pass(name):
 
 
 @pytest.mark.parametrize("name", [name for name in HAS_PASSES if not name.startswith(("uniform", "distinct"))])
+@pytest.mark.fault(11)
 def test_a_batch_larger_than_the_data_set(name):
     sampler = SIBLINGS[name](5, seed=10)
     first, second = train(sampler, 2, 12)
@@ -177,6 +180,7 @@ def test_a_batch_larger_than_the_data_set(name):
     assert first.index.size == second.index.size == 12
 
 
+@pytest.mark.fault(11)
 def test_a_batch_larger_than_the_data_set_without_replacement():
     sampler = ImportanceSampler(5, scheme="without_replacement", seed=10)
     with (
@@ -284,6 +288,7 @@ def test_no_weight_exceeds_one_over_the_uniform_fraction(scheme, share):
 # --- no priorities at all
 
 
+@pytest.mark.fault(4)
 def test_all_zero_means_uniform_and_is_said_once(caplog):
     sampler = learner(4, initial_priority=0.0)
     with caplog.at_level(logging.WARNING, logger="sampler"):

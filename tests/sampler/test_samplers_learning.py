@@ -60,6 +60,7 @@ def test_an_empty_update_is_none(make):
             sampler.update([], [], -1)
 
 
+@pytest.mark.fault(6)
 def test_a_sample_given_twice_counts_with_the_mean_of_its_finite_losses():
     sampler = learner()
     sampler.update([3, 1, 3, 3, 1], [2.0, np.nan, 4.0, np.inf, 5.0])
@@ -74,6 +75,7 @@ def test_the_mean_is_of_losses_not_of_priorities():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.fault(1)
 def test_a_loss_that_is_not_finite_leaves_the_priority_and_is_said_with_its_index(make, bad, caplog):
     sampler = make(40, seed=1)
     draw = train(sampler, 10)[-1]
@@ -101,6 +103,7 @@ def test_many_losses_that_are_not_finite_are_said_in_one_short_line(caplog):
     assert record.getMessage().endswith("9, ...")
 
 
+@pytest.mark.fault(1)
 def test_ten_updates_in_a_row_without_a_finite_loss_are_an_error(make):
     sampler = make(40, seed=2)
     for _ in range(9):
@@ -135,6 +138,7 @@ def test_a_function_of_the_user_is_not_asked_about_no_losses():
 
 
 @pytest.mark.parametrize("value", [1e308, 3.5e38, 1e-45, 5e-324, 1e-300])
+@pytest.mark.fault(2)
 def test_priorities_are_clamped_into_float32(value):
     sampler = learner(3, priority=lambda losses: losses)
     sampler.update([0, 1, 2], [value, value, 0.0])
@@ -147,6 +151,7 @@ def test_priorities_are_clamped_into_float32(value):
     assert np.isfinite(sampler.summary()["mean_priority"])
 
 
+@pytest.mark.fault(2)
 def test_a_priority_of_infinity_is_the_largest():
     sampler = learner(2, priority=lambda losses: losses * np.inf)
     sampler.update([0], [1.0])
@@ -184,6 +189,7 @@ def test_known_losses_are_smoothed_from_the_start():
 # --- steps: what is late
 
 
+@pytest.mark.fault(30)
 def test_a_late_loss_is_passed_over():
     sampler = learner()
     sampler.update([3, 4], [5.0, 5.0], step=10)
@@ -262,6 +268,10 @@ NEVER = [
 
 
 @pytest.mark.parametrize(("given", "error", "words"), NEVER)
+@pytest.mark.fault(5)
+@pytest.mark.fault(7)
+@pytest.mark.fault(8)
+@pytest.mark.fault(9)
 def test_what_update_refuses_changes_nothing(make, given, error, words):
     sampler = make(20, seed=3)
     train(sampler, 5)
@@ -275,6 +285,7 @@ def test_what_update_refuses_changes_nothing(make, given, error, words):
     ("index", "losses"),
     [([0], [-1.0]), ([0, 1], [2.0, -1e-9]), ([0, 0], [-1.0, 3.0]), ([0, 1], [np.nan, -1.0])],
 )
+@pytest.mark.fault(3)
 def test_a_negative_loss_is_refused_where_the_priority_cannot_take_it(priority, lag, index, losses):
     sampler = ImportanceSampler(3, priority=priority, feedback_lag=lag, seed=0)
     sampler.draw(3)

@@ -49,6 +49,7 @@ from sampler import ImportanceSampler, ProportionalStore, UniformSampler
         ({"max_nonfinite_updates": 0}, ValueError, "max_nonfinite_updates must be at least 1"),
     ],
 )  # fmt: skip
+@pytest.mark.fault(10)
 def test_arguments_out_of_range(options, error, words):
     with pytest.raises(error, match=words):
         ImportanceSampler(**{"num_samples": 5, **options})
