@@ -234,7 +234,8 @@ class Witness:
     - the newest is the last whose save has returned, or a newer one;
     - a training that goes on begins at the newest; each batch that is drawn has the samples, probabilities and weights
       of the uninterrupted training, and so has the result;
-    - what killed saves leave does not pile up: beside the last few snapshots there is what one save can leave.
+    - what was left by kills before is gone after a save: beside the last few snapshots there is at most what one save
+      leaves that was killed.
     """
 
     def __init__(self, trained: Trainings, kind: str, folder: Path, fault: str = "") -> None:
@@ -265,7 +266,7 @@ class Witness:
             wrong.append("other: the result")
         if found.result is not None and newest != STEPS[self.job.kind]:
             wrong.append(f"lost: the end, the newest is {newest}")
-        return newest, wrong + piled_up(folder, self.job.keep)
+        return newest, wrong + (piled_up(folder, self.job.keep) if found.saved else [])
 
     def _read(self, folder: Path, wrong: list[str]) -> dict[int, str]:
         """A digest of each snapshot, by its step."""
@@ -283,7 +284,7 @@ class Witness:
 
 
 def piled_up(folder: Path, keep: int) -> list[str]:
-    """Complaints about files that more than one killed save has left."""
+    """Complaints about more than one killed save can leave."""
     whole = {path.name for path in Snapshots(folder, {}).paths()}
     names = set(os.listdir(folder)) - {"lock", "checkpoint"} if folder.exists() else set()
     left = {name for name in names if re.sub(r"\.(index|data-\d+-of-\d+)$", "", name) not in whole}
@@ -298,12 +299,8 @@ def where(folder: Path, step: int) -> str:
     paths = [folder / moment.format(step=step, old=step - KEEP) for moment in MOMENTS]
     _, temporary, _, written, data, index, old_index, old_data = (path.exists() for path in paths)
     if index:
-        if not paths[5].stat().st_size:
-            return "index empty"
-        return "list or removal" if temporary is False and (old_index or old_data or step <= KEEP) else "all but said"
-    if data:
-        return "data in place"
-    return "written" if written else "being written" if temporary else "before writing"
+        return "temporary files there" if temporary else "old ones there" if old_index or old_data else "all done"
+    return "data in place" if data else "written" if written else "being written" if temporary else "before writing"
 
 
 # --- many kills ---
