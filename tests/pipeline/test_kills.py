@@ -43,7 +43,8 @@ def told(result: Campaign) -> str:
     return "\n".join(result.failures)
 
 
-def test_fault_25_a_hundred_kills(trained, tmp_path):
+@pytest.mark.fault(25)
+def test_a_hundred_kills(trained, tmp_path):
     """Ten of them of ``train``; kills are aimed at saves by what the training says and by the files that it makes."""
     loops = campaign(trained, "loop", tmp_path / "loop", 90, seed=1)
     fits = campaign(trained, "fit", tmp_path / "fit", 10, seed=2)
@@ -76,7 +77,8 @@ def test_digests_of_a_snapshot_tell_everything_but_times():
 
 
 @pytest.mark.soak
-def test_fault_25_two_thousand_kills():
+@pytest.mark.fault(25)
+def test_two_thousand_kills():
     total = killing.campaigns(2000, seed=0)
     assert not total.failures, told(total)
     assert (total.kills, total.in_saves >= 600) == (2000, True)
@@ -121,7 +123,8 @@ def names_in(folder: Path) -> set[str]:
 
 
 @pytest.mark.soak
-def test_fault_25_thirty_kills_of_the_program(tmp_path):
+@pytest.mark.fault(25)
+def test_thirty_kills_of_the_program(tmp_path):
     whole, folder, rng, kills, finished = tmp_path / "whole", tmp_path / "run", random.Random(0), 0, 0
     begin = time.monotonic()
     with start(whole) as process:
