@@ -22,6 +22,7 @@ from sampler.samplers import (
     UniformSampler,
     class_balanced_weights,
 )
+from sampler.shard import Shard
 from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "RankedStore",
     "ReducibleSampler",
     "SelectiveSampler",
+    "Shard",
     "UniformSampler",
     "class_balanced_weights",
 ]

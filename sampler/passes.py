@@ -15,12 +15,14 @@ A pass is an epoch, and shorter than N samples; how long, nobody knows before it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sampler import batches, checks, kernels
 from sampler.base import Float32s, Float64s, Int64s, Learnt, Sampler
+from sampler.state import Part
 
 ENDS_KEPT = 1024  # of passes: a draw ends one at most, and no more draws than that are in flight
 
@@ -138,9 +140,9 @@ class PartialPasses(Sampler):
             "ends": self._ends.copy(),
         }
 
-    def _extended(self, state: dict[str, Any]) -> dict[str, Any]:
-        grown = super()._extended(state)
-        return {**grown, "taken": int(np.count_nonzero(grown["kept"]))}
+    def _joined(self, parts: Sequence[Part], mine: dict[str, Any]) -> dict[str, Any]:
+        joined = super()._joined(parts, mine)
+        return {**joined, "taken": int(np.count_nonzero(joined["kept"]))}
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         losses = checks.array("newest_losses", state["newest_losses"], self._losses)

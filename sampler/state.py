@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from sampler import checks
 from sampler.ledger import Ledger
 
 STATE_FORMAT = 1
+OF_NO_SAMPLE = ("recent", "generator", "keys", "in_flight", "gate", "priority", "ends", "options", "counts")
+
+Part = tuple[int, dict[str, Any]]  # where its first sample stands, and the state
 
 logger = logging.getLogger("sampler")
 
@@ -85,11 +89,11 @@ class Stateful:
         """
         with self._lock:
             if extend and self._is_smaller(state):
-                try:
-                    state = self._extended(state)
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    raise _damaged(error) from error
-            self._check_state(state)
+                state = self._of_parts([(0, state)])
+            try:
+                self._check_state(state)
+            except TypeError as error:  # of what cannot be compared
+                raise _damaged(error) from error
             try:
                 attributes = self._read_state(state)
                 self._load_own_state(state)  # the last thing that can be refused
@@ -148,25 +152,40 @@ class Stateful:
                 "others, load_state_dict(state, extend=True) keeps what is known of these"
             )
 
-    def _is_smaller(self, state: Any) -> bool:
-        """Whether ``state`` is of fewer samples; ``ValueError`` where this sampler is no new one."""
-        size = state.get("num_samples") if isinstance(state, dict) else None
-        if not isinstance(size, int) or not 0 < size < self._size:
-            return False
-        if self._step or self._newest_step >= 0:
-            raise ValueError("a state of fewer samples is extended in a new sampler, and this one has drawn or learnt")
-        return True
+    def load_parts(self, parts: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        """Take what is known of these samples from the states of samplers of neighbouring, or fewer, ones.
 
-    def _extended(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The ``state`` of fewer samples as one of all, its pass at its end."""
-        before = state["num_samples"]
-        known = int(np.count_nonzero(self._newest[before:] >= 0))  # of the new ones, where losses were given
-        return {
-            **_grown(state, self.state_dict(), before, self._size),
-            "num_samples": self._size,
-            "taken": self._size,
-            "counts": {**state["counts"], "seen": state["counts"]["seen"] + known},
-        }
+        Each comes with where its first sample stands in the index of this sampler, which may be below 0. This must be a
+        new one. What belongs to no sample (the step, the counts, a gate) is that of the first; the pass under way ends,
+        or begins anew where it was the first one. Draws in flight are dropped, unless the only state is one of the
+        first samples, as with ``extend``. Raises what ``load_state_dict`` does.
+        """
+        with self._lock:
+            self.load_state_dict(self._of_parts(parts))
+
+    def _is_smaller(self, state: Any) -> bool:
+        size = state.get("num_samples") if isinstance(state, dict) else None
+        return isinstance(size, int) and 0 < size < self._size
+
+    def _of_parts(self, parts: Sequence[Part]) -> dict[str, Any]:
+        """``parts`` as one state; ``ValueError`` where this sampler is no new one."""
+        if self._step or self._newest_step >= 0:
+            raise ValueError("the states of others are taken by a new sampler, and this one has drawn or learnt")
+        try:
+            return self._joined(parts, self.state_dict())
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise _damaged(error) from error
+
+    def _joined(self, parts: Sequence[Part], mine: dict[str, Any]) -> dict[str, Any]:
+        """``parts`` as one state, its pass at its end; of what they do not tell, ``mine``."""
+        start, first = parts[0]
+        placed = [(start, state, state["num_samples"]) for start, state in parts]
+        joined = {key: first[key] if key in OF_NO_SAMPLE else _rows(key, placed, mine, self._size) for key in first}
+        joined.update(num_samples=self._size, taken=self._size)
+        joined["counts"] = {**first["counts"], "seen": int(np.count_nonzero(joined["newest"] >= 0))}
+        if len(parts) > 1 or start != 0 or first["num_samples"] > self._size:
+            joined.update({key: mine[key] for key in ("generator", "keys", "in_flight")})
+        return joined
 
     def _own_state(self) -> dict[str, Any]:
         return {}
@@ -182,13 +201,20 @@ def _damaged(error: Exception) -> ValueError:
     return ValueError(f"the state is damaged ({type(error).__name__}: {error}); load another, or start again")
 
 
-def _grown(theirs: Any, mine: Any, before: int, size: int) -> Any:
-    """``theirs``, where arrays with a row for each of ``before`` samples have one for each of ``size``: first their
-    own, then those of ``mine``.
+def _rows(key: str, parts: list[tuple[int, dict[str, Any], int]], mine: dict[str, Any], size: int) -> Any:
+    """What the parts hold under ``key``: of an array with a row for each sample the rows in their places, those that
+    none has from ``mine``; of a dict each of its entries; else what the first has.
     """
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        return {key: _grown(value, mine.get(key), before, size) for key, value in theirs.items()}
-    if not isinstance(theirs, np.ndarray) or not isinstance(mine, np.ndarray):
-        return theirs
-    of_samples = theirs.shape[:1] == (before,) and mine.shape == (size, *theirs.shape[1:])
-    return np.concatenate([theirs, mine[before:].astype(theirs.dtype)]) if of_samples else theirs
+    theirs, own = [(start, state[key], count) for start, state, count in parts], mine.get(key)
+    first = theirs[0][1]
+    if isinstance(first, dict) and isinstance(own, dict):
+        return {entry: _rows(entry, theirs, own, size) for entry in first}
+    if not isinstance(own, np.ndarray) or own.shape[:1] != (size,):
+        return first
+    if not all(np.shape(array) == (count, *own.shape[1:]) for _, array, count in theirs):
+        return first
+    rows = own.astype(first.dtype)
+    for start, array, count in theirs:
+        begin, end = max(0, start), min(size, start + count)
+        rows[begin:end] = array[begin - start : end - start]
+    return rows

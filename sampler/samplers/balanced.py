@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from sampler import checks
 from sampler.base import Float64s, Int64s
 from sampler.samplers.importance import ImportanceSampler
+from sampler.state import Part
 
 
 def class_balanced_weights(labels: npt.ArrayLike, beta: float = 0.999) -> dict[int, float]:
@@ -89,8 +91,8 @@ class ClassBalancedSampler(ImportanceSampler):
         )
         self._store.fill(balance.values)
 
-    def _extended(self, state: dict[str, Any]) -> dict[str, Any]:
-        return {**super()._extended(state), "store": self._store.state_dict(), "cut": 0}
+    def _joined(self, parts: Sequence[Part], mine: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._joined(parts, mine), "store": mine["store"], "cut": 0}
 
 
 class _Balance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from sampler import checks, priorities, stores
 from sampler.base import Float32s, Sampler
 from sampler.bound import DrawBound
 from sampler.evidence import Evidence
-from sampler.priorities import Priority, Remembering
+from sampler.priorities import Clipped, Priority, Remembering
+from sampler.state import Part
 from sampler.stores import PriorityStore
 
 
@@ -92,14 +94,16 @@ class ImportanceState(Sampler):
         kind = written or ("one that remembers losses, as 'clipped' does" if remembers else "one without a memory")
         raise _differs("priority", kind, priorities.describe(self._priority), " or call set_priority with it first,")
 
-    def _extended(self, state: dict[str, Any]) -> dict[str, Any]:
-        grown = super()._extended(state)
-        if getattr(self._priority, "keyed", False) and isinstance(state.get("options"), dict):
-            grown["options"] = {**state["options"], "priority": priorities.describe(self._priority)}
+    def _joined(self, parts: Sequence[Part], mine: dict[str, Any]) -> dict[str, Any]:
+        joined = super()._joined([(start, _released(state)) for start, state in parts], mine)
+        joined["bound"] = mine["bound"]
+        if getattr(self._priority, "keyed", False) and isinstance(joined.get("options"), dict):
+            joined["options"] = {**joined["options"], "priority": priorities.describe(self._priority)}
         share = self._enough / self._size
-        if state["passes"] == 0 and state["taken"] < math.ceil(share * state["num_samples"]):
-            return {**grown, "taken": 0}
-        return {**grown, "cut": 1}
+        passed = all(
+            state["passes"] > 0 or state["taken"] >= math.ceil(share * state["num_samples"]) for _, state in parts
+        )
+        return {**joined, "cut": 1} if passed else {**joined, "passes": 0, "taken": 0, "cut": mine["cut"]}
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         faded = checks.whole("faded", state["faded"], least=0, most=self._size - 1)
@@ -112,11 +116,18 @@ class ImportanceState(Sampler):
         if self._bound is not None:
             parts.append((self._bound, state["bound"]))
         if memory is not None:
+            self._check_memory(memory, state["priority"])
             parts.append((memory, state["priority"]))
         if self._gate is not None:
             parts.append((self._gate, state["gate"]))
         _load_all(parts)
         self._faded, self._cut, self._losses, self._priority, self._memory = faded, cut, losses, priority, memory
+
+    def _check_memory(self, memory: Remembering, state: dict[str, Any]) -> None:
+        """Refuse recent losses that ``memory`` cannot take, or every update would: it cuts the others at one."""
+        if isinstance(memory, Clipped) and not memory.keyed:
+            values = checks.per_sample("values", state["values"], np.size(state["values"]))
+            priorities.apply(memory.priority, values, signed=self._store.signed)
 
     def _check_waiting(self, priority: Priority, in_flight: dict[str, Any] | None) -> None:
         """Refuse a ``priority`` that cannot take the losses that wait under a lag, or the next draw would."""
@@ -132,6 +143,15 @@ def _differs(name: str, theirs: Any, ours: Any, mend: str = "") -> ValueError:
         f"the state is of a sampler with {name}={theirs}, this one has {name}={ours}; make it with the same,{mend} or "
         "start again"
     )
+
+
+def _released(state: dict[str, Any]) -> dict[str, Any]:
+    """The same with the priorities back in the store that a bound on the draws holds down."""
+    if state.get("bound") is None:
+        return state
+    values = state["store"]["priorities"].copy()
+    values[state["bound"]["held"]] = state["bound"]["priorities"]
+    return {**state, "store": {**state["store"], "priorities": values}}
 
 
 def memory_of(priority: Priority) -> Remembering | None:
