@@ -2,6 +2,7 @@
 # make test    run the tests
 # make soak    run the long tests
 # make coverage   run the tests and say which lines and branches of the packages none of them takes
+# make mutate  put small faults into the sampler and count those its tests see: an hour
 # make check   lint, format and types
 # make bench   measure the sampler's throughput
 # make bench-pipeline   measure the input pipelines
@@ -15,9 +16,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+MUTATION := cosmic-ray==8.7.0 parso==0.8.7 stevedore==5.10.0 attrs==26.1.0
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test soak coverage check format bench bench-pipeline bench-step bench-learning peers clean
+.PHONY: train test soak coverage mutate check format bench bench-pipeline bench-step bench-learning peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --dataset digits --compare uniform,importance --seeds 3 --epochs 20 $(ARGS)
@@ -31,6 +33,10 @@ coverage: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak $(ARGS)
+
+mutate: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --target .mutation/lib $(MUTATION)
+	PYTHONPATH=.mutation/lib $(BIN)/python -m tests.mutation $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -98,6 +98,53 @@ def test_a_falling_loss_does_not_let_old_batches_outweigh_new_ones():
     assert averages.gain()[0] == pytest.approx(1.0, abs=0.1)
 
 
+def slow_gain(found, window):
+    """What ``Averages(window).gain()`` gives after the moments ``found``, from all of them anew."""
+    sizes = [one.uniform + one.priority + max(one.common, 0.0) for one in found]
+    kept = []
+    for place, size in enumerate(sizes):
+        before = sizes[max(0, place - 31) : place]
+        if place >= 9 and sum(before) > 0:
+            usual = float(np.sort(before)[len(before) // 2]) or sum(before) / len(before)
+            kept.append(np.array(found[place]) / max(usual, size / 100))
+    if not kept:
+        return 1.0, np.inf
+    weights = (1 - 1 / window) ** np.arange(len(kept))[::-1]
+    uniform, priority, common = (weights[:, None] * kept).sum(axis=0)
+    common = max(common, 0.0)
+    if priority + common == 0:
+        return 1.0, np.inf
+    ratio = (uniform + common) / (priority + common)
+    u, p, c = np.array(kept).T
+    rest = u - ratio * p + (1 - ratio) * (c if common > 0 else 0.0)
+    variance = (weights * rest**2).sum() / weights.sum() * np.square(weights).sum()
+    return ratio, np.sqrt(variance) / (priority + common)
+
+
+@pytest.mark.parametrize("common", [0.0, 0.3, 2.0, -0.3], ids="common part {}".format)
+@pytest.mark.parametrize("kind", ["as usual", "mostly nothing", "one that is enormous", "shrinking"])
+def test_the_averages_are_those_of_a_slow_twin(kind, common):
+    generator, averages, found = np.random.default_rng(3), Averages(20), []
+    for step in range(120):
+        size = {"mostly nothing": float(step % 3 == 1), "shrinking": 0.8**step}.get(kind, 1.0)
+        size *= 1e9 if kind == "one that is enormous" and step == 60 else 1.0
+        uniform, priority, noise = generator.exponential(size=3)
+        found.append(Moments(size * uniform, size * 0.7 * priority, size * (common + 0.5 * (noise - 1.0))))
+        averages.add(found[-1])
+        if step < 12 or step % 6 == 0:
+            ratio, error = slow_gain(found, 20)
+            assert averages.gain() == (pytest.approx(ratio, rel=1e-9), pytest.approx(error, rel=1e-6, abs=1e-6))
+
+
+def test_no_batch_counts_before_nine_have_told_what_size_is_usual():
+    averages = Averages(20)
+    for _ in range(9):
+        averages.add(Moments(2.0, 1.0, 0.0))
+        assert averages.gain() == (1.0, np.inf)
+    averages.add(Moments(2.0, 1.0, 0.0))
+    assert averages.gain()[0] == pytest.approx(2.0)
+
+
 # --- when it opens and closes
 
 POPULATION = 20_000
@@ -193,6 +240,36 @@ def test_changes_take_longer_and_longer():
     distances = np.diff(changes)
     assert len(changes) > 5
     assert (distances >= 50 * np.arange(1, distances.size + 1)).all()
+
+
+def rule(gains, errors, window, confidence, margin, dwell):
+    """The batches at which a gate changes, by its description, from the gain and the error after each batch."""
+    changes, open_, last = [], False, -1
+    for step, (gain, error) in enumerate(zip(gains, errors, strict=True)):
+        below = all(step >= back and gains[step - back] < 1 + margin for back in range(window))
+        if step - last < max(32, dwell * len(changes)):
+            continue
+        closes = open_ and (gain + confidence * error < 1 + margin or below)
+        if closes or (not open_ and gain - confidence * error > 1 + margin):
+            changes.append(step)
+            open_, last = not open_, step
+    return changes
+
+
+@pytest.mark.parametrize("dwell", [0, 20, 45])
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 30.0])
+def test_it_changes_just_when_its_description_says(confidence, dwell):
+    generator = np.random.default_rng(11)
+    gate, changes, told = VarianceGate(window=25, confidence=confidence, margin=0.1, dwell=dwell), [], []
+    for step in range(600):
+        was = gate.open
+        level = 1.5 if step // 150 % 2 == 0 else 0.9
+        gate.observe(generator.exponential(size=8) + 0.5, np.ones(8), np.full(8, 1 / level))
+        told.append((gate.gain, gate.error))
+        if gate.open != was:
+            changes.append(step)
+    assert changes == rule(*np.array(told).T.tolist(), 25, confidence, 0.1, dwell)
+    assert changes or confidence == 30.0
 
 
 # --- what is not finite, or not plausible

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
 
-from sampler import ImportanceSampler, ProportionalStore, UniformSampler
+from sampler import ImportanceSampler, ProportionalStore, UniformSampler, gates, priorities, samplers
+from sampler.quantiles import Window
+from sampler.ranked import RankedStore
 
 # --- arguments
 
@@ -62,3 +65,58 @@ def test_arguments_out_of_range(options, error, words):
 def test_a_seed_that_is_none_is_refused_by_name(seed):
     with pytest.raises((TypeError, ValueError), match="seed must be"):
         ImportanceSampler(4, seed=seed)
+
+
+COMMON = {"feedback_lag": None, "feedback_timeout": 60.0, "max_nonfinite_updates": 10, "seed": None}
+
+
+@pytest.mark.parametrize(
+    ("made", "defaults"),
+    [
+        (
+            samplers.ImportanceSampler,
+            {
+                "priority": "loss",
+                "uniform_fraction": 0.3,
+                "smoothing": 0.0,
+                "scheme": "systematic",
+                "store": "proportional",
+                "beta": 1.0,
+                "first_pass": True,
+                "warmup": 0,
+                "finish_at": None,
+                "gate": None,
+                "initial_priority": 1.0,
+                "losses": None,
+                "keep_losses": False,
+                "forget": 0.0,
+                "max_draws": None,
+                "ascending": False,
+                **COMMON,
+            },
+        ),
+        (samplers.UniformSampler, COMMON),
+        (samplers.RankedSampler, {"alpha": 0.7, "beta": 1.0}),
+        (samplers.ReducibleSampler, {"beta": 1.0}),
+        (samplers.ClassBalancedSampler, {"beta": 0.999, "scheme": "systematic", "ascending": False, **COMMON}),
+        (samplers.PruningSampler, {"prune": 0.5, "finish": 0.125, "epochs": None, "steps": None, **COMMON}),
+        (samplers.SelectiveSampler, {"selectivity": 1.0, **COMMON}),
+        (samplers.class_balanced_weights, {"beta": 0.999}),
+        (gates.VarianceGate, {"window": 200, "confidence": 3.0, "margin": 0.05, "dwell": 100}),
+        (gates.SpeedupGate, {"ratio": 1.0, "smoothing": 0.9}),
+        (ProportionalStore, {"initial_priority": 1.0}),
+        (RankedStore, {"alpha": 0.7, "initial_priority": 1.0}),
+        (Window, {"size": 10_000}),
+        (priorities.power, {"epsilon": 0.0}),
+        (priorities.clipped, {"quantile": 0.95, "priority": "loss", "window": 10_000}),
+    ],
+)
+def test_the_defaults_are_those_described(made, defaults):
+    parameters = inspect.signature(made).parameters.items()
+    assert {name: one.default for name, one in parameters if one.default is not one.empty} == defaults
+
+
+@pytest.mark.parametrize("store", [ProportionalStore, RankedStore])
+@pytest.mark.parametrize("method", ["find", "find_distinct", "probability_of", "probabilities"])
+def test_a_store_is_asked_for_no_uniform_fraction_unless_told(store, method):
+    assert inspect.signature(getattr(store, method)).parameters["uniform_fraction"].default == 0.0
