@@ -327,8 +327,9 @@ def _checked_steps(state: dict[str, Any], next_step: int) -> tuple[Int64s, Int64
     """The steps of a state, ascending and below ``next_step``, and the batch size of each."""
     steps = checks.array("step", state["step"], np.empty(len(state["step"]), np.int64))
     sizes = checks.array("size", state["size"], steps)
-    if (np.diff(steps, prepend=-1, append=next_step) <= 0).any() or (sizes < 1).any():
-        raise ValueError(f"steps must ascend from 0 on and stay below {next_step}, and sizes be at least 1")
-    if sizes.sum() != len(state["index"]):
-        raise ValueError(f"sizes add up to {sizes.sum()}, but there are {len(state['index'])} indices")
+    drawn = len(state["index"])
+    if (np.diff(steps, prepend=-1, append=next_step) <= 0).any() or (sizes < 1).any() or (sizes > drawn).any():
+        raise ValueError(f"steps must ascend from 0 on and stay below {next_step}, and sizes be in [1, {drawn}]")
+    if sizes.sum() != drawn:
+        raise ValueError(f"sizes add up to {sizes.sum()}, but there are {drawn} indices")
     return steps, sizes
