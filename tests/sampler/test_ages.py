@@ -185,3 +185,19 @@ def test_a_state_keeps_the_place_where_forgetting_goes_on():
     for each in (sampler, other):
         train(each, 30)
     assert same(sampler.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 40, 299, 300])
+def test_the_stalest_of_many_are_those_of_a_sort(count):
+    sampler = UniformSampler(300, seed=0)
+    steps = np.random.default_rng(1).integers(0, 100, 300)
+    sampler.update(np.arange(300), np.ones(300), step=steps)
+    found = sampler.stalest(count)
+    assert steps[found].tolist() == np.sort(steps)[:count].tolist()
+
+
+def test_what_is_forgotten_begins_with_the_first_sample():
+    sampler = ImportanceSampler(SIZE, forget=0.5, losses=np.ones(SIZE), seed=0)
+    assert sampler.state_dict()["faded"] == 0
+    sampler.draw(5)
+    assert sampler.state_dict()["faded"] == 5

@@ -57,6 +57,8 @@ def test_the_share_of_each_class(beta):
     for name, share in shares(beta).items():
         assert p[name == LABELS].sum() == pytest.approx(share, rel=1e-6)  # priorities are float32
         assert np.ptp(p[name == LABELS]) == 0.0
+        exact = float(weight_of(COUNTS[name], Fraction(beta)))
+        assert sampler.priorities()[name == LABELS] == pytest.approx(exact, rel=1e-6)
 
 
 def drawn_as(sampler, beta):

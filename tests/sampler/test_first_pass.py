@@ -136,3 +136,42 @@ def test_a_state_goes_on_before_at_and_behind_the_cut(lag, stop):
     run(sampler, stop)
     resumed.load_state_dict(sampler.state_dict())
     assert all(same(*pair) for pair in zip(run(sampler, 6), run(resumed, 6), strict=True))
+
+
+def test_the_unseen_are_given_the_mean_once():
+    sampler = ImportanceSampler(N, first_pass=0.2, uniform_fraction=0.3, initial_priority=100.0, seed=0)
+    seen = run(sampler, 1)[0].index
+    sampler.draw(B)
+    assert sampler.state_dict()["cut"] == 0
+    before = sampler.priorities()
+    sampler.update(seen, np.full(B, 1000.0))
+    sampler.draw(B)
+    unseen = np.setdiff1d(np.arange(N), seen)
+    np.testing.assert_array_equal(sampler.priorities()[unseen], before[unseen])
+
+
+class Told(VarianceGate):
+    """A closed gate that keeps what it is told of the priorities."""
+
+    def observe(self, score, weight, priority_weight, mean_gradient_norm=None):
+        self.told = [*getattr(self, "told", []), priority_weight]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_closed_gate_is_told_of_every_pass_after_the_first(batch):
+    gate, expected = Told(), []
+    sampler = ImportanceSampler(N, gate=gate, seed=0)
+    for step in range(3 * N // batch):
+        p = sampler.probabilities()
+        draw = sampler.draw(batch)
+        if step >= N // batch:
+            expected.append(1 / (N * p[draw.index]))
+        sampler.update(draw.index, LOSSES[draw.index], step=draw.step, score=LOSSES[draw.index])
+    np.testing.assert_allclose(gate.told, expected, rtol=1e-6)
+
+
+def test_a_score_of_zero_is_one_though_a_loss_beside_it_is_not_finite():
+    sampler = ImportanceSampler(N, gate="variance", seed=0)
+    draw = sampler.draw(2)
+    sampler.update(draw.index, [np.nan, 1.0], step=0, score=[0.0, 0.0])
+    assert sampler.summary()["nonfinite"] == 1

@@ -319,6 +319,8 @@ def test_a_change_is_logged_once(caplog):
         ({"mean_gradient_norm": [1.0]}, TypeError, r"must be one number, got float64 of shape \(1,\)"),
         ({"mean_gradient_norm": "much"}, TypeError, "must be one number"),
         ({"score": [1.0, -2.0]}, ValueError, r"score must be numbers ≥ 0, norms of gradients.*got -2\.0"),
+        ({"score": [-0.5, 1.0]}, ValueError, r"score must be numbers ≥ 0.*got -0\.5"),
+        ({"mean_gradient_norm": -0.5}, ValueError, "mean_gradient_norm must be at least 0, got -0.5"),
         ({"score": [1.0]}, ValueError, "score must have one number for each of 2 indices"),
     ],
 )

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sampler import gates
+from sampler import ImportanceSampler, gates
 from sampler.gates import Averages, Gate, Moments, SpeedupGate, VarianceGate, moments
 
 from .states import same
@@ -272,6 +272,13 @@ def test_it_changes_just_when_its_description_says(confidence, dwell):
     assert changes or confidence == 30.0
 
 
+def test_a_gain_of_just_the_margin_does_not_open_it():
+    gate = VarianceGate(confidence=0.0, margin=1.0)
+    for _ in range(100):
+        gate.observe(np.ones(4), np.ones(4), np.full(4, 0.5))
+    assert (gate.gain, gate.open) == (2.0, False)
+
+
 # --- what is not finite, or not plausible
 
 
@@ -349,6 +356,12 @@ def test_the_speedup_gate_corrects_for_how_the_batch_was_drawn():
         lambda: VarianceGate(confidence=-1.0),
         lambda: VarianceGate(margin=np.nan),
         lambda: VarianceGate(dwell=-1),
+        lambda: VarianceGate(confidence=-0.1),
+        lambda: VarianceGate(confidence=np.inf),
+        lambda: VarianceGate(margin=-0.1),
+        lambda: VarianceGate(margin=np.inf),
+        lambda: SpeedupGate(ratio=np.inf),
+        lambda: SpeedupGate(smoothing=-0.1),
         lambda: SpeedupGate(ratio=-0.1),
         lambda: SpeedupGate(smoothing=1.0),
         lambda: gates.resolve("katharopoulos"),
@@ -371,6 +384,20 @@ def test_names():
     assert gates.describe(SpeedupGate()) == "SpeedupGate(ratio=1, smoothing=0.9)"
     assert gates.describe(None) is None
     assert all(isinstance(kind(), Gate) for kind in gates.NAMED.values())
+
+
+@pytest.mark.parametrize("tau", [np.inf, np.nan, -0.5, -1.0])
+def test_a_speedup_that_cannot_be_is_refused(tau):
+    gate = SpeedupGate()
+    with pytest.raises(ValueError, match="tau must be in"):
+        gate.load_state_dict({"tau": tau})
+    assert gate.gain == 0.0
+
+
+@pytest.mark.parametrize("kind", gates.NAMED)
+def test_a_gate_that_never_changed_says_so(kind):
+    told = ImportanceSampler(4, gate=kind).summary()
+    assert (told["gate_open"], told["gate_changed"]) == (False, -1)
 
 
 @pytest.mark.parametrize("kind", [VarianceGate, SpeedupGate])

@@ -378,3 +378,14 @@ def test_a_name_that_is_none_is_refused_with_those_there_are(wrong):
 def test_what_makes_a_priority_is_none(maker):
     with pytest.raises(ValueError, match=rf"got what makes one; call it: priority=priorities\.{maker}\("):
         priorities.resolve(getattr(priorities, maker))
+
+
+def test_a_window_of_one_loss_will_do_and_none_will_not():
+    assert repr(priorities.clipped(0.5, "loss", 1)) == "clipped(0.5, 'loss', window=1)"
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        priorities.clipped(0.5, "loss", 0)
+
+
+def test_six_numbers_of_a_reference_are_written_out_and_of_seven_four():
+    assert repr(priorities.relative([1, 2, 3, 4, 5, 6])) == "relative([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])"
+    assert repr(priorities.relative([1, 2, 3, 4, 5, 6, 7])) == "relative([1.0, 2.0, ..., 6.0, 7.0])"

@@ -78,6 +78,15 @@ def test_systematic_draws_made_together(options, caplog):
     assert same(ours.state_dict(), theirs.state_dict())
 
 
+@pytest.mark.parametrize("draws_of", [rows_of, one_by_one])
+@pytest.mark.parametrize(("loss", "said"), [(0.0, 1), (0.05, 0)])
+def test_priorities_that_are_all_zero_are_said_once(loss, said, draws_of, caplog):
+    sampler = ImportanceSampler(10, losses=np.full(10, loss), seed=0)
+    for _ in range(2):
+        draws_of(sampler, 3)
+    assert sum("all priorities are zero" in record.message for record in caplog.records) == said
+
+
 def test_no_rows():
     sampler = ImportanceSampler(10, losses=np.ones(10), seed=0)
     assert rows_of(sampler, 0) == []

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from sampler import ImportanceSampler
+from sampler import ImportanceSampler, UniformSampler
 
 from .siblings import SIBLINGS, learner, train
 from .slow_twin import SMALLEST
@@ -335,3 +335,21 @@ def test_a_step_that_was_not_drawn_yet_is_said_once(caplog):
     sampler.update([0], [5.0], step=1000)
     sampler.update([1], [5.0], step=1001)
     assert [record.getMessage().startswith("feedback for step 1000") for record in caplog.records] == [True]
+
+
+def test_the_newest_step_of_an_update_is_the_largest_wherever_it_stands():
+    for steps in ([3, 9, 5], [9, 3, 5], [3, 5, 9]):
+        sampler = ImportanceSampler(4, seed=0)
+        sampler.update([0, 1, 2], [1.0, 1.0, 1.0], step=steps)
+        assert sampler.state_dict()["newest_step"] == 9
+        sampler.update([0], [2.0])  # now: newer than all that is known
+        assert sampler.state_dict()["newest"].tolist() == [10, *steps[1:], -1]
+
+
+def test_what_is_recent_are_the_last_64_draws():
+    sampler = UniformSampler(10, seed=0)
+    empty = sampler.summary()
+    assert (empty["effective_sample_size"], empty["effective_fraction"], empty["max_weight"]) == (0.0, 1.0, 0.0)
+    for step in range(150):
+        sampler.draw(2)
+        assert sampler.summary()["effective_sample_size"] == 2 * min(step + 1, 64)

@@ -10,6 +10,7 @@ import pytest
 from sampler import ImportanceSampler, ProportionalStore, UniformSampler, gates, priorities, samplers
 from sampler.quantiles import Window
 from sampler.ranked import RankedStore
+from sampler.stores import PriorityStore
 
 # --- arguments
 
@@ -42,6 +43,7 @@ from sampler.ranked import RankedStore
         ({"beta": 1.5}, ValueError, r"beta must be in \[0, 1\]"),
         ({"beta": -1}, ValueError, "beta must be in"),
         ({"initial_priority": -1.0}, ValueError, "initial_priority must be in"),
+        ({"initial_priority": -0.5}, ValueError, "initial_priority must be in"),
         ({"initial_priority": math.inf}, ValueError, "initial_priority must be in"),
         ({"losses": [1.0, 2.0]}, ValueError, "losses must have one number for each of 5 indices, got 2"),
         ({"losses": [1.0, 2.0, -1.0, 0.0, 0.0]}, ValueError, "needs losses ≥ 0, got -1.0"),
@@ -116,7 +118,29 @@ def test_the_defaults_are_those_described(made, defaults):
     assert {name: one.default for name, one in parameters if one.default is not one.empty} == defaults
 
 
-@pytest.mark.parametrize("store", [ProportionalStore, RankedStore])
-@pytest.mark.parametrize("method", ["find", "find_distinct", "probability_of", "probabilities"])
-def test_a_store_is_asked_for_no_uniform_fraction_unless_told(store, method):
-    assert inspect.signature(getattr(store, method)).parameters["uniform_fraction"].default == 0.0
+@pytest.mark.parametrize("store", [PriorityStore, ProportionalStore, RankedStore])
+def test_a_store_has_no_uniform_part_unless_told(store):
+    methods = [method for name, method in vars(store).items() if name[0] != "_" and callable(method)]
+    parameters = [inspect.signature(method).parameters for method in methods]
+    shares = [named["uniform_fraction"].default for named in parameters if "uniform_fraction" in named]
+    assert len(shares) >= 4
+    assert set(shares) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("made", "uses_feedback", "fully_corrected", "epochs_vary"),
+    [
+        (samplers.UniformSampler(4), False, True, False),
+        (samplers.ImportanceSampler(4), True, True, False),
+        (samplers.ImportanceSampler(4, beta=0.5), True, False, False),
+        (samplers.RankedSampler(4), True, True, False),
+        (samplers.ReducibleSampler(4, reference=[0.0] * 4), True, True, False),
+        (samplers.PruningSampler(4, epochs=3), True, True, True),
+        (samplers.SelectiveSampler(4), True, False, True),
+        (samplers.ClassBalancedSampler(4, labels=[0, 0, 1, 1]), False, False, False),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_what_a_sampler_says_of_itself(made, uses_feedback, fully_corrected, epochs_vary):
+    assert (made.uses_feedback, made.fully_corrected, made.epochs_vary) == (uses_feedback, fully_corrected, epochs_vary)
+    assert (made.auto, made.gated, made.wants_score) == (False, False, False)

@@ -156,6 +156,7 @@ def test_a_state_with_an_array_of_another_shape_or_kind(make):
         ("newest_step", -2),
         ("newest_step", 2**31 - 1),
         ("nonfinite_updates", None),
+        ("nonfinite_updates", -1),
         ("counts", None),
         ("counts", {"seen": -1, "updates": 0, "nonfinite": 0, "late": 0}),
         ("generator", None),
@@ -167,6 +168,12 @@ def test_a_state_with_an_array_of_another_shape_or_kind(make):
 def test_a_state_with_a_number_that_cannot_be(make, name, value):
     sampler = make(30, seed=1)
     refused(sampler, {**sampler.state_dict(), name: value}, "damaged")
+
+
+@pytest.mark.parametrize(("name", "value"), [("faded", -1), ("faded", 30), ("cut", -1), ("cut", 2)])
+def test_a_state_of_an_importance_sampler_with_a_number_that_cannot_be(name, value):
+    sampler = ImportanceSampler(30, forget=0.5, first_pass=0.5, seed=1)
+    refused(sampler, {**sampler.state_dict(), name: value}, f"damaged .*{name} must be at")
 
 
 LAST = 2**31 - 2  # the last step that feedback can name

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from sampler import draws
+from sampler import draws, kernels
 from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 
 from .slow_twin import LARGEST, SMALLEST, SlowStore
@@ -387,6 +387,7 @@ def test_the_state_of_a_store_is_a_copy_and_comes_back():
         np.full(4, np.nan, np.float32),
         np.full(4, np.inf, np.float32),
         np.full(4, -1, np.float32),
+        np.full(4, -0.5, np.float32),
         np.full(4, "a"),
     ],
 )
@@ -398,9 +399,25 @@ def test_a_state_that_is_none_changes_nothing(priorities):
     store.check()
 
 
+@pytest.mark.parametrize("priority", [0.0, kernels.SMALLEST, kernels.LARGEST])
+def test_the_ends_of_the_range_come_back_from_a_state(priority):
+    store, other = ProportionalStore(4, initial_priority=priority), ProportionalStore(4)
+    other.load_state_dict(store.state_dict())
+    assert other.priorities().tolist() == [priority] * 4
+
+
 def test_four_and_a_half_bytes_a_sample():
     store = ProportionalStore(1_000_000)
     assert store.nbytes < 4.6 * len(store)
+
+
+@pytest.mark.parametrize("kind", [ProportionalStore, RankedStore])
+def test_what_was_heard_of_at_the_first_step_is_not_new(kind):
+    store, newest = kind(3, initial_priority=4.0), np.array([0, -1, 7], np.int32)
+    new = store.record(newest, np.arange(3), np.array([8, 0, 9]), np.full(3, 2.0), 0.5)
+    assert new == 1
+    assert store.priorities().tolist() == [3.0, 2.0, 3.0]
+    assert newest.tolist() == [8, 0, 9]
 
 
 def test_what_the_protocol_asks_for_is_there():
