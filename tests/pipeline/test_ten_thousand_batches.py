@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from pipeline.sources import as_source
 
-from .kinds import KINDS, B, N, varying
+from .kinds import KINDS, B, N, drawn, rebatched, varying
 
 BATCHES = 10_000
 EVERY = {**KINDS, "of varying shape": lambda: (varying(), varying())}
@@ -67,8 +67,12 @@ def whole_of(dataset: tf.data.Dataset) -> list[Any]:
 def test_every_index_gives_exactly_its_own_element(kind: str, where: str, tmp_path: Path) -> None:
     data, dataset = EVERY[kind]()
     on_disk = where == "disk"
-    source = as_source(dataset, size=N, cache=tmp_path / "cache") if on_disk else as_source(data)
+    if on_disk:
+        as_source(dataset, size=N, cache=tmp_path / "cache")
+    source = as_source(dataset, size=N, cache=tmp_path / "cache") if on_disk else as_source(data)  # opened again
     index = np.random.default_rng(2).integers(0, N, (BATCHES, B))
+    if kind in KINDS and on_disk:
+        assert drawn(source, index[:1]).element_spec == rebatched(dataset, index[:1]).element_spec
     assert strangers(source, whole_of(dataset), index) == 0
 
 
