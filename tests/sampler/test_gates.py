@@ -346,6 +346,15 @@ def test_the_speedup_gate_corrects_for_how_the_batch_was_drawn():
     assert gate.gain == pytest.approx(np.mean(score**2) / np.mean(score) ** 2)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-3, 1e3, 1e200])
+def test_the_speedup_gate_does_not_ask_for_the_unit_of_the_scores(scale):
+    gate, scaled = SpeedupGate(), SpeedupGate()
+    gate.observe(np.array([0.1, 0.2, 0.7]), np.ones(3), np.ones(3))
+    scaled.observe(scale * np.array([0.1, 0.2, 0.7]), np.ones(3), np.ones(3))
+    assert scaled.gain == pytest.approx(gate.gain)
+    assert gate.gain > 0.0
+
+
 # --- options and state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 
 import pytest
 
@@ -144,3 +145,11 @@ def test_a_store_has_no_uniform_part_unless_told(store):
 def test_what_a_sampler_says_of_itself(made, uses_feedback, fully_corrected, epochs_vary):
     assert (made.uses_feedback, made.fully_corrected, made.epochs_vary) == (uses_feedback, fully_corrected, epochs_vary)
     assert (made.auto, made.gated, made.wants_score) == (False, False, False)
+    assert not epochs_vary or not made.ends_epoch(-1)
+
+
+def test_the_seconds_are_no_more_than_went_by():
+    start, sampler = time.perf_counter(), ImportanceSampler(8, seed=0)
+    for step in range(4):
+        sampler.update(sampler.draw(4).index, [1.0] * 4, step=step)
+    assert 0.0 < sampler.seconds <= time.perf_counter() - start
