@@ -311,7 +311,7 @@ def run(job: Job) -> None:
 
 
 def serve() -> None:
-    """Fork a training for each line; ``forked`` with its number, and ``ended`` with its status once that is asked."""
+    """Fork a training for each line, which tells its number first; ``ended`` with its status, once that is asked."""
     sampler = new_sampler()  # its compiled loops are loaded once for all
     for _ in range(2 * N // B):
         draw = sampler.draw(B)
@@ -327,6 +327,7 @@ def serve() -> None:
         process = os.fork()
         if not process:
             status = 1
+            tell("forked", os.getpid())  # before all else that it tells
             try:
                 run(Job(**json.loads(line)))
                 status = 0
@@ -335,7 +336,6 @@ def serve() -> None:
                 tell("failed")
             finally:
                 os._exit(status)
-        tell("forked", process)
         sys.stdin.readline()  # its number is its own until it is waited for
         tell("ended", os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 

@@ -34,7 +34,7 @@ from pipeline.checkpoints import Snapshots
 from tests.pipeline.killed import KEEP, STEPS, Job, of_state
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120.0  # seconds until a training that says nothing counts as hanging
+PATIENCE = 300.0  # seconds until a training that says nothing counts as hanging
 TURN, FITS = 100, 0.05  # kills in a turn; a share of them is of the slower kind of training
 MOMENTS = (  # of a save, in their order: the files that appear, and the oldest snapshot's that go
     "checkpoint",
