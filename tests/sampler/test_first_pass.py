@@ -170,6 +170,21 @@ def test_a_closed_gate_is_told_of_every_pass_after_the_first(batch):
     np.testing.assert_allclose(gate.told, expected, rtol=1e-6)
 
 
+class Open(Told):
+    open = True
+
+
+@pytest.mark.parametrize("scheme", ["systematic", "multinomial", "without_replacement"])
+def test_an_open_gate_is_told_the_chances_of_the_draws(scheme):
+    gate, expected = Open(), []
+    sampler = ImportanceSampler(N, gate=gate, losses=LOSSES, scheme=scheme, seed=0)
+    for _ in range(3):
+        draw = sampler.draw(6)
+        expected.append(1 / (N * draw.probability))
+        sampler.update(draw.index, LOSSES[draw.index], step=draw.step, score=LOSSES[draw.index])
+    np.testing.assert_allclose(gate.told, expected, rtol=1e-12)
+
+
 def test_a_score_of_zero_is_one_though_a_loss_beside_it_is_not_finite():
     sampler = ImportanceSampler(N, gate="variance", seed=0)
     draw = sampler.draw(2)
