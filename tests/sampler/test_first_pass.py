@@ -176,12 +176,12 @@ class Open(Told):
 
 @pytest.mark.parametrize("scheme", ["systematic", "multinomial", "without_replacement"])
 def test_an_open_gate_is_told_the_chances_of_the_draws(scheme):
-    gate, expected = Open(), []
-    sampler = ImportanceSampler(N, gate=gate, losses=LOSSES, scheme=scheme, seed=0)
-    for _ in range(3):
+    gate, expected, losses = Open(), [], LOSSES**6  # so that some samples are certain
+    sampler = ImportanceSampler(N, gate=gate, losses=losses, scheme=scheme, seed=0)
+    for _ in range(12):
         draw = sampler.draw(6)
         expected.append(1 / (N * draw.probability))
-        sampler.update(draw.index, LOSSES[draw.index], step=draw.step, score=LOSSES[draw.index])
+        sampler.update(draw.index, losses[draw.index], step=draw.step, score=LOSSES[draw.index])
     np.testing.assert_allclose(gate.told, expected, rtol=1e-12)
 
 
