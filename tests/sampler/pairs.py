@@ -126,8 +126,8 @@ class Pair:
 
     def __init__(self, name, size, seed, *, make=None, twin=None, shares=ExactShares) -> None:
         self.name, self.make, self.size = name, make or MAKERS[name], size
-        self.sampler = self.new(seed)
         self.twin = (twin or TWINS[name])(size, seed, shares=shares)
+        self.sampler = self.new(seed)
         self.signed = name in SIGNED or getattr(self.twin, "alpha", None) is not None
         self.pending: dict[int, tuple[Draw, np.ndarray]] = {}  # draws, and which places of them have no loss yet
         self.done = {"draws": 0, "updates": 0, "states": 0, "refused": 0, "polls in vain": 0}
@@ -136,7 +136,20 @@ class Pair:
     def new(self, seed):
         sampler = self.make(self.size, seed=seed)
         sampler.feedback_timeout = 1e6  # whoever polls does not wait
+        if getattr(self.twin, "forget", 0):
+            self.watch(sampler)
         return sampler
+
+    def watch(self, sampler) -> None:
+        """Have the twin see what priorities have faded to: by rank, which of two equals is less is rounding."""
+        method = sampler._by_priority
+
+        def watched(count):
+            drawn = method(count)
+            self.twin.at_draws.append(sampler.priorities())
+            return drawn
+
+        sampler._by_priority = watched
 
     def check(self) -> None:
         self.twin.agree(self.sampler)
@@ -160,10 +173,7 @@ class Pair:
             return None
         draw = self.sampler.poll(count, seconds=0.0)
         assert draw is not None, "a draw that had not to wait"
-        if self.twin.lag is None:  # else feedback that waited for this draw to be made counts already
-            self.twin.sampler_priorities = self.sampler.priorities
         self.saw(draw)
-        self.twin.sampler_priorities = None
         self.check()
         return draw
 
@@ -182,7 +192,7 @@ class Pair:
     def rows(self, rows, count) -> None:
         """Several draws in one call."""
         count = self.batch(count)
-        if self.twin.must_wait(count) or self.sampler.gated or getattr(self.twin, "forget", 0):
+        if self.twin.must_wait(count) or self.sampler.gated:
             return
         index, weight = np.empty((rows, count), np.int64), np.empty((rows, count), np.float32)
         probability, step = np.empty((rows, count), np.float32), np.empty((rows, count), np.int64)
@@ -257,6 +267,8 @@ class Pair:
             if draw is not None:
                 losses = np.ones(draw.index.size)
                 other.update(draw.index, losses, draw.step, scores_of(losses) if other.wants_score else None)
+        if getattr(self.twin, "forget", 0):
+            self.twin.at_draws.clear()
         other.load_state_dict(state)
         assert same(_told(other.state_dict()), _told(state)), "a state that comes back otherwise"
         self.sampler = other

@@ -31,8 +31,9 @@ from .twin_shares import WideShares
 from .twins import ImportanceTwin
 
 RANDOM = "random options"
+PASSES = ("uniform", "pruning", "selective", "warmed", "gated")  # a batch of many passes takes a loop for each of them
 STEPS = 60  # moves with one sampler, before it is the next one's turn
-LARGEST = 100_000  # samples; by rank, over Python objects, a tenth
+LARGEST = 100_000  # samples; by rank, over Python objects, a thirtieth
 
 
 def random_options(generator):
@@ -92,13 +93,15 @@ class Random:
         ranked = "rank" in name
         if name == RANDOM:
             make, twin, ranked = random_options(generator)
-        largest = largest // 10 if ranked else largest
+        largest = largest // 30 if ranked else largest
         least = 1 if generator.random() < 0.3 else min(1000, largest)
         size = int(np.exp(generator.uniform(np.log(least), np.log(largest + 1))))
         self.pair = Pair(
             name, size, int(generator.integers(2**32)), make=make or MAKERS.get(name), twin=twin, shares=WideShares
         )
         self.usual = int(np.exp(generator.uniform(np.log(largest / 50 + 1), np.log(largest * 0.65 + 1))))
+        if name.startswith(PASSES):
+            self.usual = min(self.usual, 16 * size)
         self.scale = 10.0 ** generator.integers(-6, 7)
 
     def count(self) -> int:

@@ -97,9 +97,9 @@ class WideShares(Shares):
     def distinct_distance(self, index, count, offset):
         certain, _ = self._certain(count)
         places = np.sort(self.place[index])
-        if np.unique(places).size != count or np.setdiff1d(np.flatnonzero(certain), places).size:
-            return math.inf
         rest = places[~certain[places]]
+        if (np.diff(places) <= 0).any() or places.size != count or rest.size + certain.sum() != count:
+            return math.inf
         if rest.size == 0:
             return 0.0
         mass = np.where(certain, np.longdouble(0), self._mass)
