@@ -212,8 +212,7 @@ class Snapshots:
     def _open(self) -> tf.train.CheckpointManager:
         """The manager, told of the snapshots that are there: its own list may be behind, or damaged."""
         if self._manager is None:
-            _remove(self.folder.glob(f"{NAME}-*_temp"))  # left by a save that was killed
-            (self.folder / LIST).unlink(missing_ok=True)
+            _remove(self._left())
             names = [path.name for path in reversed(self.paths())]
             if names:
                 tf.compat.v1.train.update_checkpoint_state(
@@ -231,7 +230,14 @@ class Snapshots:
     def clear(self) -> None:
         """Remove all snapshots: of a run that another one takes the place of."""
         self._manager = None
-        _remove([*self.folder.glob(f"{NAME}-*"), *self.folder.glob(LIST)])
+        _remove(self.folder.glob(f"{NAME}-*.index"))  # first, or a kill would leave snapshots without data
+        _remove(self._left())
+
+    def _left(self) -> list[Path]:
+        """What belongs to no snapshot: the list of them, and what saves and removals that were killed have left."""
+        names = {path.name for path in self.paths()}
+        mine = [*self.folder.glob(f"{NAME}-*"), *self.folder.glob(f"{LIST}*")]
+        return [path for path in mine if path.with_suffix("").name not in names]
 
     def _sweep(self, step: int) -> None:
         """Remove what a save that failed has left."""

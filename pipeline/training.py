@@ -266,6 +266,7 @@ def make_reproducible(seed: int) -> None:
     slower ones that do, for the whole process.
     """
     keras.utils.set_random_seed(seed)
+    tf.random.set_global_generator(tf.random.Generator.from_seed(seed))  # which makes its own of the clock
     if tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
 
