@@ -3,6 +3,7 @@
 # make soak    run the long tests
 # make coverage   run the tests and say which lines and branches of the packages none of them takes
 # make mutate  put small faults into the sampler and count those its tests see: an hour
+# make fuzz    try ten million states on what reads them: hours
 # make check   lint, format and types
 # make bench   measure the sampler's throughput
 # make bench-pipeline   measure the input pipelines
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 MUTATION := cosmic-ray==8.7.0 parso==0.8.7 stevedore==5.10.0 attrs==26.1.0
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test soak coverage mutate check format bench bench-pipeline bench-step bench-learning peers clean
+.PHONY: train test soak coverage mutate fuzz check format bench bench-pipeline bench-step bench-learning peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --dataset digits --compare uniform,importance --seeds 3 --epochs 20 $(ARGS)
@@ -37,6 +38,10 @@ soak: $(INSTALLED)
 mutate: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --target .mutation/lib $(MUTATION)
 	PYTHONPATH=.mutation/lib $(BIN)/python -m tests.mutation $(ARGS)
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,fuzz]"
+	$(BIN)/python tests/fuzz/state_bytes.py -runs=10000000 -rss_limit_mb=2048 $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
