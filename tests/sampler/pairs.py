@@ -243,6 +243,12 @@ class Pair:
         self.done["updates"] += losses.size
         self.check()
 
+    def diverge(self, count) -> None:
+        """Losses of which none is finite, until it is said that training has diverged."""
+        for _ in range(10):
+            self.update(np.zeros(count, np.int64), np.full(count, np.nan))
+        assert self.twin.in_a_row == 9
+
     # --- bad input
 
     def refuses(self, kind) -> None:

@@ -137,6 +137,8 @@ class Random:
             pair.update(index, self.losses(index.size))
         elif kind < 0.16:
             pair.rewind()
+        elif kind < 0.162:
+            pair.diverge(int(generator.integers(1, 100)))
         elif kind < 0.20:
             pair.rows(int(generator.integers(1, 5)), max(1, self.usual // 4))
         elif kind < 0.55 or not pair.pending:

@@ -302,6 +302,10 @@ class SamplerScript(RuleBasedStateMachine):
             given = [data.draw(st.sampled_from(steps.tolist())) for _ in index]
             self.pair.update(index, self.losses(data, len(index)), np.array(given))
 
+    @rule(count=st.integers(1, 3))
+    def diverge(self, count):
+        self.pair.diverge(count)
+
     @rule(kind=st.sampled_from(sorted(BAD)))
     def refuse(self, kind):
         self.pair.refuses(kind)
@@ -491,7 +495,7 @@ def test_the_twin_of_a_sampler_sees_planted_faults(name, spoil):
         return sampler
 
     with pytest.raises(AssertionError):
-        run_samplers(name, maker, examples=100)
+        run_samplers(name, maker, examples=300)  # most need a few
 
 
 def test_a_fault_in_the_kernels_is_seen(monkeypatch):

@@ -173,7 +173,7 @@ class Twin:
     # --- updates
 
     def diverges(self, losses) -> bool:
-        return not np.isfinite(losses).any() and self.in_a_row == 9
+        return np.size(losses) > 0 and not np.isfinite(losses).any() and self.in_a_row == 9
 
     def told(self, index, losses, step=None, score=None) -> None:
         """An update that was taken. ``step`` is None, or as many as there are losses, or one."""
