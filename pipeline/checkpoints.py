@@ -28,6 +28,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator  # which Keras names nowhere else
 
+from pipeline.results import write_whole
 from pipeline.state_bytes import NewerFormatError, State, from_bytes, sought, to_bytes
 from sampler import checks
 
@@ -215,13 +216,7 @@ class Snapshots:
             _remove(self._left())
             names = [path.name for path in reversed(self.paths())]
             if names:
-                tf.compat.v1.train.update_checkpoint_state(
-                    str(self.folder),
-                    names[-1],
-                    names,
-                    all_model_checkpoint_timestamps=[float(place) for place in range(1, len(names) + 1)],
-                    last_preserved_timestamp=0.0,  # all of them may go when their time has come
-                )
+                write_whole(self.folder / LIST, _listed(names))
             self._manager = tf.train.CheckpointManager(
                 tf.train.Checkpoint(run=self._run), str(self.folder), max_to_keep=self._keep, checkpoint_name=NAME
             )
@@ -367,6 +362,13 @@ def _remove(paths: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _listed(names: list[str]) -> str:
+    """What TensorFlow writes of snapshots, the oldest first. All of them may go when their time has come."""
+    paths = [f'all_model_checkpoint_paths: "{name}"' for name in names]
+    times = [f"all_model_checkpoint_timestamps: {place}.0" for place in range(1, len(names) + 1)]
+    return "\n".join([f'model_checkpoint_path: "{names[-1]}"', *paths, *times, "last_preserved_timestamp: 0.0", ""])
 
 
 def _is_numbered(path: Path) -> bool:

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -222,22 +222,6 @@ def test_too_little_room_for_a_known_size_is_found_before_anything_is_written(
     assert counted.reads == 2 * cache.FIRST
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 200, 800))
     as_source(counted.dataset, cache=place)
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small disk in memory; skips where that is not allowed."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(options: str) -> Path:
-        program = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        if shutil.which("mount") is None or subprocess.run(program, capture_output=True, check=False).returncode:
-            pytest.skip("mounting is not allowed here")
-        return place
-
-    yield mount
-    subprocess.run(["umount", str(place)], capture_output=True, check=False)
 
 
 def test_a_real_disk_that_is_full(mounted: Callable[[str], Path]) -> None:

@@ -185,6 +185,34 @@ def test_a_full_disk_leaves_the_last_snapshot_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.fault(23)
+def test_a_real_disk_that_is_full(mounted):
+    disk = mounted("size=1m")
+    part = Counter(20_000)  # of which the disk has room for six
+    snapshots = Snapshots(disk / "f", {"counter": part}, keep=9)
+    with pytest.MonkeyPatch.context() as patch:  # so that the writing itself fails, in its middle
+        patch.setattr(checkpoints.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 40}))
+        for step in range(1, 7):
+            part.go()
+            snapshots.save(step)
+        before = files(disk / "f")
+        with pytest.raises(OSError, match=r"No space left on device.* It takes 24\d,\d+ bytes"):
+            snapshots.save(7)
+    with pytest.raises(OSError, match=r"at step 7: [\d,]+ bytes are free. It takes 24\d,\d+ bytes"):
+        snapshots.save(7)
+    assert files(disk / "f") == before
+    assert restored(disk / "f") == (6, 6)
+
+
+@pytest.mark.fault(23)
+def test_a_real_disk_that_cannot_be_written_to(mounted):
+    snapshots = Snapshots(mounted("size=1m,ro") / "f", {"counter": Counter()})
+    with pytest.raises(OSError, match=r"Read-only file system.* It takes [\d,]+ bytes; make room, or name another"):
+        snapshots.save(1)
+    with pytest.raises(SnapshotError, match="Read-only file system"), snapshots.held():
+        pass
+
+
+@pytest.mark.fault(23)
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"no snapshot was written into .*file/below at step 1"):

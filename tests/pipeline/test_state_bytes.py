@@ -156,6 +156,25 @@ def test_memory_is_in_proportion_to_the_bytes_whatever_they_say():
         tracemalloc.stop()
 
 
+OF_THE_FIRST_VERSION = (
+    b'\x90\x01\x00\x00\x00\x00\x00\x00{"__metadata__":{"tf-importance-sampling":"{\\"format'
+    b'\\": 1, \\"crc32\\": 2902115920, \\"state\\": \\"{\\\\\\"step\\\\\\":3,\\'
+    b'\\\\"parts\\\\\\":{\\\\\\"a\\\\\\":{\\\\\\"array\\\\\\":\\\\\\"/parts/a\\\\\\"},\\\\\\'
+    b'"b\\\\\\":[true,null,\\\\\\"x\\\\\\"],\\\\\\"c\\\\\\":{\\\\\\"d/e\\\\\\":{\\\\\\"arr'
+    b'ay\\\\\\":\\\\\\"/parts/c/d~1e\\\\\\"}}}}\\"}"},"/parts/c/d~1e":{"dtyp'
+    b'e":"I64","shape":[1,1],"data_offsets":[0,8]},"/parts/a":{"dt'
+    b'ype":"F32","shape":[2],"data_offsets":[8,16]}}  \x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\xc0?'
+    b"\x00\x00\x00\xc0"
+)
+
+
+@pytest.mark.fault(21)
+def test_what_the_first_version_wrote_is_read():
+    arrays = {"a": np.array([1.5, -2.0], np.float32), "b": [True, None, "x"], "c": {"d/e": np.array([[7]])}}
+    assert equal(from_bytes(OF_THE_FIRST_VERSION), {"step": 3, "parts": arrays})
+
+
+@pytest.mark.fault(21)
 def test_a_newer_format_says_what_to_do(monkeypatch):
     monkeypatch.setattr("pipeline.state_bytes.FORMAT", 7)
     data = to_bytes({"a": 1})
