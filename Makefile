@@ -27,7 +27,7 @@ train: $(INSTALLED)
 	$(BIN)/python train.py --dataset checker --compare uniform,importance --seeds 3 --epochs 3 $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov $(ARGS)
@@ -41,7 +41,7 @@ mutate: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,fuzz]"
-	$(BIN)/python tests/fuzz/state_bytes.py -runs=10000000 -rss_limit_mb=2048 $(ARGS)
+	$(BIN)/python tests/fuzz/state_bytes.py -runs=10000000 -rss_limit_mb=2048 $(ARGS) .fuzz
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

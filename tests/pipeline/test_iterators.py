@@ -79,8 +79,10 @@ def check_flat(turn: Callable[[], Any], rounds: int, seconds: float = 30.0) -> N
 
 
 def leaking_threads(kept: list[Any]) -> None:
-    kept.append(threading.Event())
-    threading.Thread(target=kept[-1].wait, daemon=True).start()
+    """Several a turn, as those that other tests have left in this process may end meanwhile."""
+    for _ in range(8):
+        kept.append(threading.Event())
+        threading.Thread(target=kept[-1].wait, daemon=True).start()
 
 
 def leaking_files(kept: list[Any]) -> None:
