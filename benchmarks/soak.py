@@ -136,7 +136,7 @@ def measure(task: Task, warm_up: float, advance: Advance = lambda what, part: No
             for told in child.lines():
                 rows.append(told["row"])
                 tenths = 10 * rows[-1]["step"] // (task.epoch * task.epochs)
-                advance(f"{name}, {tenths}0 % done", rows[-1]["step"] - done)
+                advance(f"{name}, {tenths}0 % done" if tenths else name, rows[-1]["step"] - done)
                 done = rows[-1]["step"]
                 yield rows[-1]
         yield conclusion(task, rows, warm_up)
