@@ -58,8 +58,8 @@ class Broken(BaseException):
 
 
 def load_reader() -> types.ModuleType:
-    """``pipeline.state_bytes`` by itself: its package would bring TensorFlow in."""
-    spec = importlib.util.spec_from_file_location("state_bytes_alone", ROOT / "pipeline" / "state_bytes.py")
+    """``sampler.state_bytes``, loaded once more: what is changed in it to follow its branches is nobody else's."""
+    spec = importlib.util.spec_from_file_location("state_bytes_alone", ROOT / "sampler" / "state_bytes.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from pipeline import checkpoints
 from pipeline.checkpoints import Seeds, SnapshotError, Snapshots, Variables, locked
-from pipeline.state_bytes import from_bytes, to_bytes
+from sampler.state_bytes import from_bytes, to_bytes
 
 
 class Counter:
@@ -109,7 +109,7 @@ def test_without_a_whole_one_it_is_an_error(tmp_path):
 
 @pytest.mark.fault(21)
 def test_a_newer_format_is_no_reason_to_take_an_older_snapshot(tmp_path, monkeypatch):
-    for name in ("pipeline.checkpoints.FORMAT", "pipeline.state_bytes.FORMAT"):
+    for name in ("pipeline.checkpoints.FORMAT", "sampler.state_bytes.FORMAT"):
         shutil.rmtree(tmp_path / "f", ignore_errors=True)
         filled(tmp_path / "f", steps=2)
         part = Counter()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.numpy import save
 
-from pipeline.state_bytes import METADATA, NewerFormatError, from_bytes, sought, to_bytes
 from sampler import ImportanceSampler
+from sampler.state_bytes import METADATA, NewerFormatError, from_bytes, sought, to_bytes
 from tests.sampler.states import same
 
 DTYPES = ("bool", "int8", "uint8", "int16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
@@ -176,7 +176,7 @@ def test_what_the_first_version_wrote_is_read():
 
 @pytest.mark.fault(21)
 def test_a_newer_format_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("pipeline.state_bytes.FORMAT", 7)
+    monkeypatch.setattr("sampler.state_bytes.FORMAT", 7)
     data = to_bytes({"a": 1})
     monkeypatch.undo()
     with pytest.raises(NewerFormatError, match="format 7, this version reads up to 1; install a newer"):
