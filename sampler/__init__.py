@@ -23,6 +23,7 @@ from sampler.samplers import (
     class_balanced_weights,
 )
 from sampler.shard import Shard
+from sampler.sharded import ShardedSampler
 from sampler.stores import PriorityStore, ProportionalStore, RankedStore
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ReducibleSampler",
     "SelectiveSampler",
     "Shard",
+    "ShardedSampler",
     "UniformSampler",
     "class_balanced_weights",
 ]

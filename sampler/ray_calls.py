@@ -1,0 +1,228 @@
+"""The shards of a store as actors of Ray, and the calls to them. Ray is imported here alone, on use.
+
+    connect(None)                                       # a Ray of this machine, for this machine alone
+    calls = RayCalls(mades, name="importance", namespace="mine", folder=None, every=60.0, max_restarts=10)
+    ref = calls.send(2, "draw", orders, step)
+    if calls.wait([ref], seconds=1.0):
+        drawn = calls.result(2, ref)
+
+Ray finds the actors by their names, carries the calls, notices that a process or a node has died and starts the actor
+again, up to ``max_restarts`` times. It does not repeat a call (``max_task_retries`` is 0, or one that makes the
+process crash would be repeated for ever): ``result`` raises ``ShardDown``, and :mod:`sampler.sharded` asks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sampler.shard_options import Made
+from sampler.shard_server import ShardServer
+
+GONE = 60.0  # seconds for an actor that was removed to be no more
+
+_starting = threading.Lock()
+
+
+class ShardDown(Exception):
+    """A shard did not answer: it starts again, or cannot be reached; the call may have been done, or not."""
+
+
+class ShardLost(RuntimeError):
+    """A shard is dead and does not start again."""
+
+
+class ShardActor(ShardServer):
+    """A ``ShardServer`` that knows from Ray whether it has died before."""
+
+    def __init__(self, made: Made, folder: str | None, every: float) -> None:
+        again = bool(_ray().get_runtime_context().was_current_actor_reconstructed)
+        super().__init__(made, folder=folder, every=every, again=again)
+
+
+class RayCalls:
+    """The actors of a store, which are made where they are not there yet.
+
+    Args:
+        mades: what each shard is made with.
+        name: of the store; shard s is the actor ``name-s``.
+        namespace: of the names.
+        folder: of the snapshots, one folder in it for each shard; every node must reach it. None keeps none.
+        every: seconds between snapshots.
+        max_restarts: ≥ 0, how often Ray starts an actor again.
+    """
+
+    def __init__(
+        self,
+        mades: Sequence[Made],
+        *,
+        name: str,
+        namespace: str,
+        folder: str | os.PathLike[str] | None,
+        every: float,
+        max_restarts: int,
+    ) -> None:
+        self.names = [f"{name}-{made.shard}" for made in mades]
+        self.namespace, self.max_restarts = namespace, max_restarts
+        folders = [None if folder is None else str(Path(folder).absolute() / own) for own in self.names]
+        actor = _ray().remote(ShardActor)
+        self._actors = [
+            actor.options(
+                name=own,
+                namespace=namespace,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                scheduling_strategy="SPREAD",
+                max_restarts=max_restarts,
+                max_task_retries=0,
+            ).remote(made, place, every)
+            for own, made, place in zip(self.names, mades, folders, strict=True)
+        ]
+
+    def send(self, shard: int, method: str, *arguments: Any) -> Any:
+        """Call a method of a shard, without waiting; what ``wait`` and ``result`` take."""
+        return getattr(self._actors[shard], method).remote(*arguments)
+
+    def wait(self, refs: Sequence[Any], seconds: float) -> bool:
+        """Whether all of these answers are there, after ``seconds`` at most; an answer may be that there is none."""
+        return len(_ray().wait(list(refs), num_returns=len(refs), timeout=seconds)[0]) == len(refs)
+
+    def result(self, shard: int, ref: Any) -> Any:
+        """An answer that is there. ``ShardDown``, ``ShardLost``, or what the method raised."""
+        ray = _ray()
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.ActorDiedError as error:
+            if error.actor_init_failed or not self._is_known(shard):
+                raise ShardLost(self._why_lost(shard, error)) from error
+            raise ShardDown(str(error)) from error
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.RpcError) as error:
+            raise ShardDown(str(error)) from error
+
+    def remove(self) -> None:
+        """Kill the actors for good, and wait until their names are free; their snapshots stay."""
+        ray = _ray()
+        for actor in self._actors:
+            ray.kill(actor)
+        deadline = time.monotonic() + GONE
+        while any(self._is_known(shard) for shard in range(len(self._actors))):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the actors of {self.names[0][:-2]!r} were killed, and are there after {GONE:g} s")
+            time.sleep(0.05)
+
+    def _is_known(self, shard: int) -> bool:
+        """Whether Ray has the actor, alive or to be started again."""
+        try:
+            _ray().get_actor(self.names[shard], namespace=self.namespace)
+        except ValueError:
+            return False
+        return True
+
+    def _why_lost(self, shard: int, error: Exception) -> str:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[-1] if getattr(error, "actor_init_failed", False) else " ".join(lines)[:500]
+        return (
+            f"the shard {self.names[shard]!r} is dead and does not start again: it could not be made, was removed, or "
+            f"died more than max_restarts={self.max_restarts} times. What is said of the last time: {why}. Make the "
+            "ShardedSampler again, which goes on from the snapshots where there are any"
+        )
+
+
+def connect(address: str | None) -> None:
+    """Join the Ray of this process, or the cluster at ``address``, or start one for this machine alone.
+
+    Args:
+        address: of a cluster, ``"host:port"``, ``"ray://host:port"``, or ``"auto"`` for one that was started on this
+            machine. None is what the environment's RAY_ADDRESS says, and without that a new Ray, which listens on
+            127.0.0.1, asks for a token, and ends with this process.
+
+    Where this process has a Ray already, that is the one. ``PermissionError`` for a cluster that would be joined
+    without a token: whoever reaches such a one can run any program there. ``ImportError`` without Ray.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with _starting:
+        ray = _ray()
+        if ray.is_initialized():
+            return
+        quiet = {"logging_level": "ERROR", "log_to_driver": False}
+        if address is None or address == "local":
+            with _on_loopback():
+                ray.init(address="local", include_dashboard=False, **quiet)
+            return
+        if not is_loopback(address):
+            check_token(address)
+        ray.init(address=address, **quiet)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether ``address`` names this machine, as no other machine can reach it."""
+    host = address.removeprefix("ray://").rsplit(":", 1)[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_token(address: str) -> None:
+    """See to it that a token is asked for and there is one; ``PermissionError`` else."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() != "token" or not _enable_token():
+        raise PermissionError(
+            f"the Ray cluster at {address!r} would be joined without a token, and whoever reaches such a cluster can "
+            "run any program on it. Make a token with `ray get-auth-token --generate`, start the cluster with "
+            "RAY_AUTH_MODE=token, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, here"
+            + ("" if mode.lower() == "token" else f"; RAY_AUTH_MODE is {mode!r} now")
+        )
+
+
+def _enable_token() -> bool:
+    """Have this process use the token that the environment, or the file of the user, has; whether there is one."""
+    from ray._private.authentication import authentication_token_setup as setup
+
+    if not setup.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        return False
+    return bool(setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False))
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """What Ray starts meanwhile listens on 127.0.0.1 alone, as it does on macOS and Windows anyway.
+
+    ``_node_ip_address="127.0.0.1"`` would not do: Ray 2.60 takes it for a name of the machine and then listens on all
+    its addresses.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before, constant = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = constant
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "ShardedSampler needs the package ray, which is not installed: pip install 'tf-importance-sampling[ray]'"
+        ) from error
+    return ray

@@ -1,0 +1,157 @@
+"""What the shards of a store are made with, checked, and compared where somebody joins.
+
+mades = made_alike(50_000, 4, priority="sqrt", losses=None, smoothing=0.5, ...)
+difference(mades[0].described(), theirs)            # None where the stores are alike
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sampler import checks, draws, priorities
+from sampler.priorities import Priority
+from sampler.shard import block_of
+
+SCHEMES = ("multinomial", "systematic", "stratified")
+
+
+class Made(NamedTuple):
+    """What a shard is made with: the same for all shards of a store but for ``shard``.
+
+    Attributes:
+        num_samples: N ≥ 1, of all shards.
+        shard: which one, in [0, shards).
+        shards: S in [1, N].
+        priority, smoothing, initial_priority, first_pass, warmup: as of ``ImportanceSampler``; ``first_pass`` is whole
+            or none.
+        scheme: ``"multinomial"``, ``"systematic"`` or ``"stratified"``.
+        losses: (n,) known losses of the block, or None.
+        seed: ≥ 0.
+    """
+
+    num_samples: int
+    shard: int
+    shards: int
+    priority: str | Priority = "loss"
+    smoothing: float = 0.0
+    scheme: str = "systematic"
+    initial_priority: float = 1.0
+    first_pass: bool = True
+    warmup: int = 0
+    losses: npt.NDArray[Any] | None = None
+    seed: int = 0
+
+    def described(self) -> dict[str, Any]:
+        """Numbers and strings that are equal where two stores are made alike; the seed is left out."""
+        losses = None if self.losses is None else zlib.crc32(np.ascontiguousarray(self.losses).view(np.uint8).data)
+        plain = self._asdict()
+        del plain["seed"]
+        return {**plain, "priority": priorities.describe(priorities.resolve(self.priority)), "losses": losses}
+
+
+def made_alike(
+    num_samples: int,
+    shards: int,
+    *,
+    priority: str | Priority,
+    smoothing: float,
+    scheme: str,
+    initial_priority: float,
+    first_pass: bool,
+    warmup: int,
+    losses: npt.ArrayLike | None,
+    seed: int,
+) -> list[Made]:
+    """What each shard is made with; ``TypeError`` or ``ValueError`` for options that shards cannot have."""
+    check_priority(priority)
+    known = None if losses is None else checks.numbers("losses", losses, num_samples)
+    blocks = [block_of(num_samples, shard, shards) for shard in range(shards)]
+    return [
+        Made(
+            num_samples,
+            shard,
+            shards,
+            priority=priority,
+            smoothing=checks.number("smoothing", smoothing, 0.0, 1.0, top_open=True),
+            scheme=check_scheme(scheme),
+            initial_priority=checks.number("initial_priority", initial_priority, 0.0, np.inf, top_open=True),
+            first_pass=checks.flag("first_pass", first_pass),
+            warmup=checks.whole("warmup", warmup, least=0),
+            losses=None if known is None else np.ascontiguousarray(known[block.start : block.stop]),
+            seed=checks.whole("seed", seed, least=0),
+        )
+        for shard, block in enumerate(blocks)
+    ]
+
+
+def difference(theirs: Any, ours: dict[str, Any]) -> str | None:
+    """In words, the first option of ``theirs`` that is not as in ``ours``; None where all are."""
+    theirs = theirs if isinstance(theirs, dict) else {}
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            return f"with {name}={theirs.get(name)!r}, this one has {name}={value!r}"
+    return None
+
+
+def check_scheme(scheme: str) -> str:
+    """One of ``SCHEMES``; ``ValueError`` else."""
+    draws.resolve(scheme)
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"scheme must be one of {', '.join(map(repr, SCHEMES))} with shards, got {scheme!r}; a shard may be asked "
+            "for more draws than it has samples"
+        )
+    return scheme
+
+
+def check_priority(priority: str | Priority) -> Priority:
+    """The priority function; ``ValueError`` for one that shards cannot have."""
+    if isinstance(priority, str) and priority == "auto":
+        raise ValueError("priority='auto' is named later, and the shards need it at once; name it: priority='sqrt'")
+    resolved = priorities.resolve(priority)
+    if getattr(resolved, "keyed", False):
+        raise ValueError(
+            f"priority={priorities.describe(resolved)} asks for the samples' index, which is another one in each "
+            "shard; send differences as the losses, with a priority of losses alone"
+        )
+    return resolved
+
+
+def check_name(what: str, name: Any) -> str:
+    """A word that can be part of a path."""
+    if not isinstance(name, str) or not name or name != os.path.basename(name) or name.startswith("."):
+        raise ValueError(f"{what} must be a word that can be the name of a folder, got {name!r}")
+    return name
+
+
+def check_seconds(what: str, value: float) -> float:
+    """A number above 0."""
+    number = checks.number(what, value, 0.0, np.inf)
+    if number == 0.0:
+        raise ValueError(f"{what} must be above 0 seconds, got 0")
+    return number
+
+
+def check_fraction(uniform_fraction: float) -> float:
+    """λ in (0, 1]."""
+    number = checks.number("uniform_fraction", uniform_fraction, 0.0, 1.0)
+    if number == 0.0:
+        raise ValueError(
+            "uniform_fraction must be above 0 with shards, got 0: a shard whose total was last told as zero would "
+            "never be drawn from, whatever its samples have become"
+        )
+    return number
+
+
+def check_lag(feedback_lag: Any) -> None:
+    """None alone."""
+    if feedback_lag is not None:
+        raise ValueError(
+            f"feedback_lag must be None with shards, got {feedback_lag!r}: when feedback reaches a shard depends on "
+            "timing, and no draw waits for it; use an ImportanceSampler where runs must be the same to the bit"
+        )
