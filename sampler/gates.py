@@ -343,7 +343,8 @@ class SpeedupGate:
         if largest > 0.0:
             score = score / largest  # whose squares cannot overflow
             tau = math.sqrt(float((weight * score * score).mean())) / float((weight * score).mean())
-            self._tau = self.smoothing * self._tau + (1.0 - self.smoothing) * tau
+            if math.isfinite(tau):  # and weights may be infinite
+                self._tau = self.smoothing * self._tau + (1.0 - self.smoothing) * tau
 
     def state_dict(self) -> dict[str, Any]:
         """τ."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sampler import ImportanceSampler, RankedSampler, priorities
+from sampler import ImportanceSampler, RankedSampler, gates, priorities
 
 from .states import Unchanged
 
@@ -53,3 +53,23 @@ def test_recent_losses_below_zero_where_they_may_be():
         state["priority"]["values"] = np.array([-1.0, 2.0])
         sampler.load_state_dict(state)
         sampler.update([0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("probability", 0.0), ("probability", np.nan), ("probability", 1.5), ("weight", 0.0)]
+)
+def test_draws_in_flight_that_no_sampler_has_made(name, value):
+    """Their losses would come back to a gate as not a number, and then no state of the sampler could be loaded."""
+    sampler = ImportanceSampler(7, gate="speedup", feedback_lag=2, seed=0)
+    sampler.draw(3)
+    state = sampler.state_dict()
+    state["in_flight"][name][1] = value
+    refused(sampler, state, r"damaged .*probabilities of draws must be in \(0, 1\], and weights above 0")
+
+
+def test_weights_beyond_all_numbers_are_nothing_to_a_gate():
+    gate = gates.SpeedupGate(smoothing=0.0)
+    gate.observe(np.ones(2), np.array([np.inf, 1.0]), np.ones(2))
+    assert gate.state_dict() == {"tau": 0.0}
+    gate.observe(np.ones(2), np.ones(2), np.ones(2))
+    assert gate.state_dict() == {"tau": 1.0}
