@@ -159,8 +159,12 @@ def connect(address: str | None) -> None:
             with _on_loopback():
                 ray.init(address="local", include_dashboard=False, **quiet)
             return
-        if not is_loopback(address):
-            check_token(address)
+        if is_loopback(address):
+            _enable_token()  # if there is one
+            with _on_loopback():
+                ray.init(address=address, **quiet)
+            return
+        check_token(address)
         ray.init(address=address, **quiet)
 
 
@@ -198,7 +202,7 @@ def _enable_token() -> bool:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """What Ray starts meanwhile listens on 127.0.0.1 alone, as it does on macOS and Windows anyway.
+    """What Ray starts meanwhile listens on 127.0.0.1 alone, as it does on macOS and Windows anyway, and is found there.
 
     ``_node_ip_address="127.0.0.1"`` would not do: Ray 2.60 takes it for a name of the machine and then listens on all
     its addresses.
