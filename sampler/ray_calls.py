@@ -141,9 +141,9 @@ def connect(address: str | None) -> None:
     """Join the Ray of this process, or the cluster at ``address``, or start one for this machine alone.
 
     Args:
-        address: of a cluster, ``"host:port"``, ``"ray://host:port"``, or ``"auto"`` for one that was started on this
-            machine. None is what the environment's RAY_ADDRESS says, and without that a new Ray, which listens on
-            127.0.0.1, asks for a token, and ends with this process.
+        address: of a cluster that this machine is a node of, ``"host:port"``, or ``"auto"`` for the one that was
+            started here last. None is what the environment's RAY_ADDRESS says, and without that a new Ray, which
+            listens on 127.0.0.1, asks for a token, and ends with this process.
 
     Where this process has a Ray already, that is the one. ``PermissionError`` for a cluster that would be joined
     without a token: whoever reaches such a one can run any program there. ``ImportError`` without Ray.

@@ -84,22 +84,22 @@ class Patient:
     def answer(self, call: Call, seconds: float) -> Any:
         """The answer to a call, or None where there is none after ``seconds``.
 
-        ``TimeoutError`` where the shard has not answered for ``timeout`` seconds of waiting, ``ShardLost`` where it is
-        dead for good, and what the method raised.
+        ``TimeoutError`` where the shard has not answered ``timeout`` seconds after somebody first waited for it, and
+        not merely looked, for 0 seconds; ``ShardLost`` where it is dead for good; and what the method raised.
         """
         deadline = time.monotonic() + seconds
         while True:
             if call.ref is None and not self._sent_again(call, deadline):
                 return None
             if not self._is_there(call, deadline):
-                self._check(call, "it does not answer")
+                self._check(call, seconds, "it does not answer")
                 return None
             try:
                 result = self.calls.result(call.shard, call.ref)
                 self._down.discard(call.shard)
                 return result
             except ShardDown as error:
-                self._check(call, str(error))
+                self._check(call, seconds, str(error))
                 self._ask_later(call, error)
 
     def ask_all(self, method: str, *, shards: int) -> list[Any]:
@@ -144,7 +144,9 @@ class Patient:
         call.ref, call.again = None, time.monotonic() + call.pause
         call.pause = min(2.0 * call.pause, LONGEST_PAUSE)
 
-    def _check(self, call: Call, why: str) -> None:
+    def _check(self, call: Call, seconds: float, why: str) -> None:
+        if seconds <= 0.0:
+            return
         now = time.monotonic()
         call.since = now if call.since is None else call.since
         if now - call.since >= self.timeout:

@@ -309,8 +309,9 @@ class ShardedSampler(ShardedState):
         index, probability = self._pool.take(count)
         weight = np.empty(count, np.float32)
         batches.weigh(probability, self._size, beta, weight, self._recent[self._drawn % RECENT_DRAWS])
-        draw = frozen(self._step, index, probability, weight)
-        self._step += 1
+        with self._telling:  # which may take the step further
+            draw = frozen(self._step, index, probability, weight)
+            self._step += 1
         self._drawn += 1
         return draw
 

@@ -6,8 +6,10 @@ What Ray itself does is in tests/ray.
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -228,6 +230,40 @@ def test_scores():
         sampler.update([0], [1.0], step=0)
     sampler.update([0, 46], [1.0, np.nan], step=0, score=[0.25, 0.5])
     assert sampler.priorities()[[0, 46]].tolist() == [0.25, 1.0]
+
+
+def test_draws_and_updates_come_from_different_threads():
+    """One draws, two update what was drawn: no step is given twice, and no loss is lost."""
+    sampler = store(prefetch=2)
+    drawn, failed = queue.SimpleQueue(), []
+
+    def guarded(work):
+        try:
+            work()
+        except Exception as error:
+            failed.append(error)
+
+    def draw():
+        for _ in range(150):
+            drawn.put(sampler.draw(B))
+        for _ in range(2):
+            drawn.put(None)
+
+    def update():
+        while (draw := drawn.get()) is not None:
+            steps.append(draw.step)
+            sampler.update(draw.index, LOSSES[draw.index], step=draw.step)
+
+    steps = []
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in (draw, update, update)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert sorted(steps) == list(range(150))
+    np.testing.assert_allclose(sampler.priorities(), LOSSES, rtol=1e-6)
+    assert sampler.summary()["updates"] == 150
 
 
 # --- several who share
