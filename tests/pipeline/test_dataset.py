@@ -565,43 +565,6 @@ HALF_CONSUMED = """
 
 
 @pytest.mark.fault(32)
-@pytest.mark.fault(33)
 def test_a_process_ends_with_half_consumed_iterators(python: Python) -> None:
     ended = python(HALF_CONSUMED)
     assert (ended.returncode, ended.stdout) == (0, "leaving\n"), ended.stderr
-
-
-ONE_THREAD = """
-    import time
-    import keras
-    import numpy as np
-    import tensorflow as tf
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    from pipeline import LossFeedback, importance_dataset
-    from sampler import ImportanceSampler
-
-    known = np.arange(1.0, 65.0)
-    blocked = importance_dataset(known, ImportanceSampler(64, seed=0, feedback_lag=2, losses=known), 4)
-    for _ in range(5):
-        begin = time.monotonic()
-        for count, _ in enumerate(blocked):
-            time.sleep(0.1)
-            if count == 1:  # the third draw waits for the first one's feedback
-                break
-        assert time.monotonic() - begin < 5, time.monotonic() - begin
-
-    x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
-    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    sampler = ImportanceSampler(64, seed=0, feedback_lag=3)
-    train = importance_dataset((x, x[:, :1]), sampler, 4).map(lambda *batch: batch, num_parallel_calls=4).prefetch(2)
-    model.fit(train, epochs=3, verbose=0, shuffle=False, callbacks=[LossFeedback(model, sampler)])
-    print(sampler.summary()["updates"])
-"""
-
-
-@pytest.mark.fault(33)
-def test_one_thread_between_operations(python: Python) -> None:
-    ended = python(ONE_THREAD)
-    assert (ended.returncode, ended.stdout) == (0, "48\n"), ended.stderr

@@ -214,11 +214,11 @@ def test_half_a_batch_fed_back_is_handed_out_whole() -> None:
 
 def test_killed_at_every_step_and_resumed() -> None:
     """The state is taken while the producer is anywhere, before and after each batch is fed back."""
-    size, lag = 24, 3  # an epoch is 6 batches
-    wanted, rng = oracle(importance(size, lag), 18), np.random.default_rng(0)
+    size, lag = 16, 3  # an epoch is 4 batches
+    wanted, rng = oracle(importance(size, lag), 14), np.random.default_rng(0)
     sampler, fed = importance(size, lag), 0
     states = [(0, sampler.state_dict())]
-    while fed < 12:
+    while fed < 8:
         for _, sampling in importance_dataset(data(size), sampler, B):
             nap(rng)
             states.append((fed, sampler.state_dict()))

@@ -140,42 +140,48 @@ MIRRORED = """
             super().update(index, losses, step=step, score=score)
             self.told += ((np.array(index), np.array(losses), score if score is None else np.array(score)),)
 
-    def model_of(rate):
+    def model_of(rate, built):
         keras.utils.set_random_seed(1)
-        model = keras.Sequential([{input}keras.layers.Dense(5, "tanh"), keras.layers.Dense(K)])
+        first = [keras.layers.Input((3,))] if built else []
+        model = keras.Sequential([*first, keras.layers.Dense(5, "tanh"), keras.layers.Dense(K)])
         model.compile(keras.optimizers.SGD(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
                       metrics=["accuracy"], jit_compile=False)
         return model
 
-    def fitted(rate, epochs=2):
+    def fitted(rate, built, epochs=2):
         sampler = Remembering(N, seed=0, feedback_lag=4, losses=np.arange(1.0, N + 1), feedback_timeout=30.0)
-        model = model_of(rate)
+        model = model_of(rate, built)
         feedback = LossFeedback(model, sampler, score="gradient_norm")
         train = importance_dataset((x, y, own), sampler, B)
         history = model.fit(train, epochs=epochs, verbose=0, shuffle=False, callbacks=[feedback]).history
         return model, sampler, history
 
-    with strategy.scope():
-        model, sampler, history = fitted(0.0)
-    scores = model.predict(x, verbose=0)
-    losses = keras.losses.sparse_categorical_crossentropy(y, scores, from_logits=True).numpy()
-    p = np.exp(scores - scores.max(1, keepdims=True)); p /= p.sum(1, keepdims=True)
-    norms = np.linalg.norm(p - np.eye(K)[y], axis=1)
-    assert len(sampler.told) == 2 * N // B, len(sampler.told)
-    for index, got, score in sampler.told:
-        assert len(index) == B
-        np.testing.assert_allclose(got, losses[index], rtol=1e-5)
-        np.testing.assert_allclose(score, norms[index], rtol=1e-4)
-    with strategy.scope():
-        model, sampler, history = fitted(0.5)
-    alone, twin, expected = fitted(0.5)
-    for one, other in zip(model.get_weights(), alone.get_weights()):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-    for name in ("loss", "accuracy"):
-        np.testing.assert_allclose(history[name], expected[name], rtol=1e-4)
-    for (index, got, _), (there, want, _) in zip(sampler.told, twin.told):
-        np.testing.assert_array_equal(index, there)
-        np.testing.assert_allclose(got, want, rtol=1e-4)
+    def check(built):
+        with strategy.scope():
+            model, sampler, history = fitted(0.0, built)
+        scores = model.predict(x, verbose=0)
+        losses = keras.losses.sparse_categorical_crossentropy(y, scores, from_logits=True).numpy()
+        p = np.exp(scores - scores.max(1, keepdims=True)); p /= p.sum(1, keepdims=True)
+        norms = np.linalg.norm(p - np.eye(K)[y], axis=1)
+        assert len(sampler.told) == 2 * N // B, len(sampler.told)
+        for index, got, score in sampler.told:
+            assert len(index) == B
+            np.testing.assert_allclose(got, losses[index], rtol=1e-5)
+            np.testing.assert_allclose(score, norms[index], rtol=1e-4)
+        with strategy.scope():
+            model, sampler, history = fitted(0.5, built)
+        alone, twin, expected = fitted(0.5, built)
+        for one, other in zip(model.get_weights(), alone.get_weights()):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+        for name in ("loss", "accuracy"):
+            np.testing.assert_allclose(history[name], expected[name], rtol=1e-4)
+        for (index, got, _), (there, want, _) in zip(sampler.told, twin.told):
+            np.testing.assert_array_equal(index, there)
+            np.testing.assert_allclose(got, want, rtol=1e-4)
+
+    for built in (True, False):
+        check(built)
+        print("alike", "built" if built else "not built", flush=True)
 
     sampler = Remembering(N, seed=0)
     loss_of = per_sample_loss("mse")
@@ -189,12 +195,15 @@ MIRRORED = """
         tf.function(lambda b: strategy.run(step, args=b))(batch)
     assert [len(index) for index, _, _ in sampler.told] == [B // 2] * (2 * N // B)
     np.testing.assert_allclose(sampler.priorities(), (x[:, 0] - x[:, 1]) ** 2, rtol=1e-5)
-    print("alike")
+    print("a loop, too")
 """
 
 
-@pytest.mark.parametrize("built", [True, False], ids=["built", "not built"])
-def test_two_replicas(built: bool, python: Callable[..., Any]) -> None:
-    """MirroredStrategy over two logical CPUs: the same losses, scores, weights and metrics as one replica."""
-    result = python(MIRRORED.replace("{input}", "keras.layers.Input((3,)), " if built else ""))
-    assert (result.returncode, result.stdout) == (0, "alike\n"), result.stderr[-3000:]
+def test_two_replicas(python: Callable[..., Any]) -> None:
+    """MirroredStrategy over two logical CPUs: the same losses, scores, weights and metrics as one replica.
+
+    With a model that is built beforehand, and with one that its first batch builds.
+    """
+    result = python(MIRRORED)
+    lines = ["alike built", "alike not built", "a loop, too"]
+    assert (result.returncode, result.stdout.splitlines()) == (0, lines), result.stderr[-3000:]

@@ -177,15 +177,16 @@ def test_a_thousand_iterators_of_each_kind(lag: int | None, way: int) -> None:
 
 
 ONE_CORE = """
-    import faulthandler, gc, os
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    import faulthandler, gc, os, time
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
     faulthandler.dump_traceback_later(540, exit=True)  # tells where it hangs
     import keras
     import numpy as np
     import tensorflow as tf
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    from pipeline import LossFeedback, importance_sampling
+    from pipeline import LossFeedback, importance_dataset, importance_sampling
     from sampler import ImportanceSampler
 
     N, B, EPOCHS, LAG = 96, 8, 2, 6
@@ -202,12 +203,12 @@ ONE_CORE = """
             if batch == 4:
                 raise KeyboardInterrupt
 
-    def fit(*callbacks):
+    def fit(train, sampler, epochs, *callbacks):
         callbacks = [LossFeedback(model, sampler), *callbacks]
-        model.fit(train, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=callbacks)
+        model.fit(train, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks)
+        return sampler.summary()["updates"]
 
-    fit()
-    print(sampler.summary()["updates"])
+    print("one core:", fit(train, sampler, EPOCHS))
     for turn in range(2):
         for count, _ in enumerate(train):
             if count == 4 * turn:  # no losses come back: from some batch on draws wait
@@ -216,20 +217,43 @@ ONE_CORE = """
     kept = iter(train)  # is left waiting while another one begins
     next(kept)
     try:
-        fit(Interrupted())
+        fit(train, sampler, EPOCHS, Interrupted())
     except KeyboardInterrupt:
         gc.collect()
-    print(sampler.summary()["updates"])
-    fit()
+    print("interrupted:", sampler.summary()["updates"])
+    print("again:", fit(train, sampler, EPOCHS))
     del kept
     gc.collect()
-    print(sampler.summary()["updates"], sampler.summary()["in_flight"] <= LAG, flush=True)
+    assert sampler.summary()["in_flight"] <= LAG
+
+    for thread in os.listdir("/proc/self/task"):  # on all cores from here on
+        try:
+            os.sched_setaffinity(int(thread), cores)
+        except ProcessLookupError:  # it has ended meanwhile
+            pass
+    known = np.arange(1.0, 65.0)
+    sampler = ImportanceSampler(64, seed=0, feedback_lag=2, losses=known)
+    blocked = importance_dataset(known, sampler, 4)
+    for _ in range(5):
+        begin = time.monotonic()
+        for count, _ in enumerate(blocked):
+            time.sleep(0.1)
+            if count == 1:  # the third draw waits for the first one's feedback
+                break
+        assert time.monotonic() - begin < 5, time.monotonic() - begin
+
+    sampler = ImportanceSampler(N, seed=0, feedback_lag=3)
+    train = importance_dataset((x, x[:, :1]), sampler, 4).map(lambda *batch: batch, num_parallel_calls=4).prefetch(2)
+    print("all cores:", fit(train, sampler, 2), flush=True)
 """
 
 
 @pytest.mark.fault(33)
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such call on this system")
-def test_one_core_and_one_thread_between_operations(python: Python) -> None:
-    """A training under a lag, iterators broken off while their producer waits, and a training that is interrupted."""
+def test_one_thread_between_operations(python: Python) -> None:
+    """On one core: a training under a lag, iterators broken off while their producer waits, and a training that is
+    interrupted. On all of them: iterators broken off again and again, and a training on arrays.
+    """
     ended = python(ONE_CORE, seconds=600.0)
-    assert (ended.returncode, ended.stdout.split()) == (0, ["24", "29", "53", "True"]), ended.stdout + ended.stderr
+    lines = ["one core: 24", "interrupted: 29", "again: 53", "all cores: 48"]
+    assert (ended.returncode, ended.stdout.splitlines()) == (0, lines), ended.stdout + ended.stderr
