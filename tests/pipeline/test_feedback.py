@@ -115,8 +115,8 @@ def of_unequal_length(size: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.where(long[:, None], (tokens + 1) % K, tokens)
 
 
-def loss_and_accuracy_with_masks(beta: float) -> tuple[dict[str, float], dict[str, float]]:
-    """What 1,600 steps report of a model that stands still, and what it is on the whole data set."""
+def loss_and_accuracy_with_masks(beta: float, steps: int) -> tuple[dict[str, float], dict[str, float]]:
+    """What an epoch reports of a model that stands still, and what it is on the whole data set."""
     size, batch = 640, 64
     tokens, y = of_unequal_length(size)
     keras.utils.set_random_seed(2)
@@ -124,21 +124,25 @@ def loss_and_accuracy_with_masks(beta: float) -> tuple[dict[str, float], dict[st
     model.compile(keras.optimizers.SGD(0.0), LOGITS, metrics=["accuracy"])
     sampler = ImportanceSampler(size, first_pass=False, seed=0, beta=beta)
     train = importance_dataset((tokens, y), sampler, batch).repeat()
-    history = fit(model, train, LossFeedback(model, sampler), steps_per_epoch=1600).history
+    history = fit(model, train, LossFeedback(model, sampler), steps_per_epoch=steps).history
     whole = model.evaluate(tokens, y, batch_size=size, verbose=0, return_dict=True)
     return {name: history[name][0] for name in whole}, whole
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 def test_masks_do_not_bias_what_is_reported(beta: float) -> None:
-    """Within 3 %: the mean of 1,600 ratios over 64 draws each has a bias near 1/64, and no chance to speak of."""
-    reported, whole = loss_and_accuracy_with_masks(beta)
+    """The means of 600 ratios over 64 draws each, within 3 %: a false alarm in a million seeds.
+
+    They have a bias of up to 0.4 % and a standard deviation of 0.3 % (the loss) and 0.55 % (the accuracy).
+    """
+    reported, whole = loss_and_accuracy_with_masks(beta, 600)
     assert reported == pytest.approx(whole, rel=0.03)
 
 
 def test_the_same_test_sees_a_batchs_own_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has the loss off by a fifth: the 200 steps leave a standard deviation of 0.1 %."""
     monkeypatch.setattr(compiled._RowWise, "_of_those_that_count", lambda self, y_pred: None)
-    reported, whole = loss_and_accuracy_with_masks(1.0)
+    reported, whole = loss_and_accuracy_with_masks(1.0, 200)
     assert abs(reported["loss"] / whole["loss"] - 1.0) > 0.1
 
 
@@ -246,10 +250,7 @@ def divided_by_their_sum(x: Any, y: Any, sampling: Any) -> Any:
     return x, y, {**sampling, "weight": weight * B / tf.reduce_sum(weight)}
 
 
-DRAWS = 800
-
-
-def worst_deviation(fault: Any) -> float:
+def worst_deviation(fault: Any, draws: int = 800) -> float:
     """Of the mean gradient over many draws from that of all data, in standard errors of its components."""
     rng = np.random.default_rng(4)
     x = rng.normal(size=(N, 2)).astype(np.float32)
@@ -263,9 +264,9 @@ def worst_deviation(fault: Any) -> float:
     train, gradients = importance_dataset((x, y), sampler, B).repeat(), Gradients(model, 0.5)
     if fault is not None:
         train = train.map(fault)
-    fit(model, train, gradients, LossFeedback(model, sampler), steps_per_epoch=DRAWS)
+    fit(model, train, gradients, LossFeedback(model, sampler), steps_per_epoch=draws)
     seen = np.stack(gradients.seen)
-    return float((np.abs(seen.mean(axis=0) - whole) / (seen.std(axis=0) / np.sqrt(DRAWS))).max())
+    return float((np.abs(seen.mean(axis=0) - whole) / (seen.std(axis=0) / np.sqrt(draws))).max())
 
 
 def test_the_weighted_gradient_is_unbiased() -> None:
@@ -273,6 +274,7 @@ def test_the_weighted_gradient_is_unbiased() -> None:
     assert worst_deviation(None) < 4.5
 
 
-@pytest.mark.parametrize("fault", [weights_dropped, divided_by_their_sum])
-def test_the_same_test_rejects_a_planted_fault(fault: Any) -> None:
-    assert worst_deviation(fault) > 6.0
+@pytest.mark.parametrize(("fault", "draws"), [(weights_dropped, 200), (divided_by_their_sum, 800)])
+def test_the_same_test_rejects_a_planted_fault(fault: Any, draws: int) -> None:
+    """Without weights a quarter of the draws is plenty: it is off by more than 20 standard errors."""
+    assert worst_deviation(fault, draws) > 6.0
