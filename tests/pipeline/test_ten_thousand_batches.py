@@ -16,7 +16,7 @@ from pipeline.sources import as_source
 
 from .kinds import KINDS, B, N, drawn, rebatched, varying
 
-BATCHES = 10_000
+BATCHES, A_CALL = 10_000, 10
 EVERY = {**KINDS, "of varying shape": lambda: (varying(), varying())}
 
 
@@ -27,33 +27,39 @@ def plain(part: Any) -> tuple[Any, ...]:
 
 def same(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     """Whether two tensors are of one shape and value."""
-    return tf.cond(
-        tf.reduce_all(tf.equal(tf.shape(one), tf.shape(other))),
-        lambda: tf.reduce_all(tf.equal(one, other)),
-        lambda: False,
-    )
+    alike = tf.reduce_all(tf.equal(tf.shape(one), tf.shape(other)))
+    return alike & tf.reduce_all(tf.raw_ops.Equal(x=one, y=other, incompatible_shape_error=False))
 
 
 def strangers(source: Any, whole: list[Any], index: np.ndarray) -> int:
-    """How many of the batches ``index`` (m, B) are not those of ``whole``, the data set as one batch."""
+    """How many of the batches ``index`` (m, B) are not those of ``whole``, the data set as one batch.
+
+    Each is taken and packed by itself; a call into Python, which costs most of it, takes several one after another.
+    """
+
+    def take(rows: np.ndarray) -> list[Any]:
+        return [array for row in rows for array in source.take(row)]
+
+    @tf.function(autograph=False)  # traced once, however many are in a call
+    def wrong(taken: list[tf.Tensor], row: tf.Tensor) -> tf.Tensor:
+        ours = [part for leaf in tf.nest.flatten(source.pack(taken, row)) for part in plain(leaf)]
+        right = tf.constant(True)
+        for one, everything in zip(ours, whole, strict=True):
+            theirs = tf.gather(everything, row)
+            pairs = zip(*(tf.nest.flatten(part, expand_composites=True) for part in (one, theirs)), strict=True)
+            for left, other in pairs:
+                right = tf.logical_and(right, same(left, other))
+        return tf.cast(tf.logical_not(right), tf.int32)
 
     @tf.function
     def count(index: tf.Tensor) -> tf.Tensor:
-        wrong = tf.constant(0)
-        for place in tf.range(tf.shape(index)[0]):
-            row = tf.ensure_shape(index[place], (B,))
-            taken = tf.numpy_function(source.take, [row], source.dtypes) if source.dtypes else []
-            ours = [part for leaf in tf.nest.flatten(source.pack(taken, row)) for part in plain(leaf)]
-            right = tf.constant(True)
-            for one, everything in zip(ours, whole, strict=True):
-                theirs = tf.gather(everything, row)
-                pairs = zip(*(tf.nest.flatten(part, expand_composites=True) for part in (one, theirs)), strict=True)
-                for left, other in pairs:
-                    right = tf.logical_and(right, same(left, other))
-            wrong += tf.cast(tf.logical_not(right), tf.int32)
-        return wrong
+        found = tf.constant(0)
+        for rows in index:
+            taken = iter(tf.numpy_function(take, [rows], source.dtypes * A_CALL) if source.dtypes else [])
+            found += tf.add_n([wrong([next(taken) for _ in source.dtypes], row) for row in tf.unstack(rows)])
+        return found
 
-    return int(count(index))
+    return int(count(index.reshape(-1, A_CALL, B)))
 
 
 def whole_of(dataset: tf.data.Dataset) -> list[Any]:
