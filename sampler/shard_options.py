@@ -30,7 +30,8 @@ class Made(NamedTuple):
         priority, smoothing, initial_priority, first_pass, warmup: as of ``ImportanceSampler``; ``first_pass`` is whole
             or none.
         scheme: ``"multinomial"``, ``"systematic"`` or ``"stratified"``.
-        losses: (n,) known losses of the block, or None.
+        known: the checksum of the known losses of the block, which ``ShardServer.begin`` is given; None where there are
+            none.
         seed: ≥ 0.
     """
 
@@ -43,15 +44,15 @@ class Made(NamedTuple):
     initial_priority: float = 1.0
     first_pass: bool = True
     warmup: int = 0
-    losses: npt.NDArray[Any] | None = None
+    known: int | None = None
     seed: int = 0
 
     def described(self) -> dict[str, Any]:
         """Numbers and strings that are equal where two stores are made alike; the seed is left out."""
-        losses = None if self.losses is None else zlib.crc32(np.ascontiguousarray(self.losses).view(np.uint8).data)
         plain = self._asdict()
         del plain["seed"]
-        return {**plain, "priority": priorities.describe(priorities.resolve(self.priority)), "losses": losses}
+        plain["losses"] = plain.pop("known")
+        return {**plain, "priority": priorities.describe(priorities.resolve(self.priority))}
 
 
 def made_alike(
@@ -64,12 +65,11 @@ def made_alike(
     initial_priority: float,
     first_pass: bool,
     warmup: int,
-    losses: npt.ArrayLike | None,
+    losses: npt.NDArray[Any] | None,
     seed: int,
 ) -> list[Made]:
     """What each shard is made with; ``TypeError`` or ``ValueError`` for options that shards cannot have."""
     check_priority(priority)
-    known = None if losses is None else checks.numbers("losses", losses, num_samples)
     blocks = [block_of(num_samples, shard, shards) for shard in range(shards)]
     return [
         Made(
@@ -82,7 +82,7 @@ def made_alike(
             initial_priority=checks.number("initial_priority", initial_priority, 0.0, np.inf, top_open=True),
             first_pass=checks.flag("first_pass", first_pass),
             warmup=checks.whole("warmup", warmup, least=0),
-            losses=None if known is None else np.ascontiguousarray(known[block.start : block.stop]),
+            known=None if losses is None else checksum(losses[block.start : block.stop]),
             seed=checks.whole("seed", seed, least=0),
         )
         for shard, block in enumerate(blocks)
@@ -96,6 +96,11 @@ def difference(theirs: Any, ours: dict[str, Any]) -> str | None:
         if theirs.get(name) != value:
             return f"with {name}={theirs.get(name)!r}, this one has {name}={value!r}"
     return None
+
+
+def checksum(losses: npt.NDArray[Any]) -> int:
+    """Of known losses, as they are to the bit."""
+    return zlib.crc32(np.ascontiguousarray(losses).view(np.uint8).data)
 
 
 def check_scheme(scheme: str) -> str:

@@ -31,7 +31,7 @@ from sampler import checks
 from sampler.base import Float64s, Int64s
 from sampler.samplers.importance import ImportanceSampler
 from sampler.shard import block_of
-from sampler.shard_options import Made, difference
+from sampler.shard_options import Made, checksum, difference
 from sampler.snapshots import newest_snapshot, write_snapshot
 
 
@@ -77,6 +77,22 @@ class Status(NamedTuple):
     trouble: str
 
 
+class Welcome(NamedTuple):
+    """For one who joins.
+
+    Attributes:
+        joined: how many have before.
+        made: what the shard is made with, ``Made.described()``.
+        begun: whether it has the known losses, or there are none.
+        status: where it stands.
+    """
+
+    joined: int
+    made: dict[str, Any]
+    begun: bool
+    status: Status
+
+
 class Drawn(NamedTuple):
     """The draws of several orders, one after the other.
 
@@ -94,7 +110,7 @@ class Drawn(NamedTuple):
 class BlockSampler(ImportanceSampler):
     """The sampler of a block: it is told at each draw which λ to use, and whether the draw is of a pass."""
 
-    def __init__(self, made: Made) -> None:
+    def __init__(self, made: Made, losses: npt.NDArray[Any] | None = None) -> None:
         block = block_of(made.num_samples, made.shard, made.shards)
         seeds = np.random.SeedSequence([made.seed, made.shard])
         super().__init__(
@@ -103,9 +119,9 @@ class BlockSampler(ImportanceSampler):
             smoothing=made.smoothing,
             scheme=made.scheme,
             initial_priority=made.initial_priority,
-            first_pass=made.first_pass,
+            first_pass=made.first_pass and made.known is None,
             warmup=made.warmup,
-            losses=made.losses,
+            losses=losses,
             max_nonfinite_updates=2**31,  # who sends updates counts them
             seed=int(seeds.generate_state(1, np.uint64)[0]),
         )
@@ -191,6 +207,7 @@ class ShardServer:
         self._lock = threading.RLock()
         self._life = int.from_bytes(os.urandom(7), "big")
         self._received = self._loaded = self._joined = 0
+        self._begun = made.known is None  # whether it has the known losses, if there are any
         self._trouble = ""
         self._written: tuple[int, ...] | None = None  # what had been done when the last snapshot was written
         self._closed = threading.Event()
@@ -198,6 +215,7 @@ class ShardServer:
         if self._folder is not None:
             again = self._go_on(self._folder) or again
             threading.Thread(target=self._write_at_times, args=(every,), daemon=True).start()
+        self._again = again
         if again:
             self._sampler.shuffle_anew()
 
@@ -220,11 +238,34 @@ class ShardServer:
 
     # --- looking inside ---
 
-    def hello(self) -> tuple[int, dict[str, Any], Status]:
-        """For one who joins: how many have before, what the shard is made with, and where it stands."""
+    def hello(self) -> Welcome:
+        """For one who joins."""
         with self._lock:
             self._joined += 1
-            return self._joined - 1, self.made.described(), self.status()
+            return Welcome(self._joined - 1, self.made.described(), self._begun, self.status())
+
+    def begin(self, losses: npt.NDArray[Any]) -> Status:
+        """Start from the known losses (n,) of the block, once.
+
+        They are of step 0, and the first draw is of step 1. They are no argument of the actor's constructor, which Ray
+        would have to keep in its object store for every restart; so they are in a snapshot at once, if there are any.
+        ``ValueError`` for losses that it is not made with.
+        """
+        with self._lock:
+            if not self._begun:
+                if checksum(losses) != self.made.known:
+                    raise ValueError(
+                        "the losses are not those that the shard is made with; give all who share the same"
+                    )
+                self._sampler = BlockSampler(self.made, losses)
+                self._sampler.at(1)
+                self._begun = True
+                self._received += 1
+                if self._again:
+                    self._sampler.shuffle_anew()
+        with contextlib.suppress(OSError):  # the status tells
+            self.snapshot()
+        return self.status()
 
     def status(self) -> Status:
         """Where the shard stands. O(1)."""
@@ -271,6 +312,7 @@ class ShardServer:
         """Take back what ``state_dict`` gave; ``ValueError``, and no change, for the state of another block."""
         with self._lock:
             self._sampler.load_state_dict(state)
+            self._begun = True
             self._received += 1  # so that it comes into the next snapshot
             return self.status()
 
@@ -281,7 +323,7 @@ class ShardServer:
         with self._writing:
             with self._lock:
                 now = self._received, self._sampler.step, self._sampler.done
-                if now == self._written:
+                if now == self._written or not self._begun:
                     return False
                 content = {"made": self.made.described(), "received": self._received}
                 state = self._sampler.state_dict()
@@ -315,4 +357,5 @@ class ShardServer:
             )
         self._received = self._loaded = checks.whole("received", content.get("received"), least=0)
         self._sampler.load_state_dict(content["state"])
+        self._begun = True
         return True

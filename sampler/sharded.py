@@ -80,7 +80,8 @@ class ShardedSampler(ShardedState):
         prefetch: ≥ 0, batches drawn ahead, so that a step waits for no call. Their priorities are as old as that.
         max_restarts: ≥ 0, how often a shard is started again.
         timeout: > 0, seconds that a call waits for a shard that does not answer.
-        priority, smoothing, beta, initial_priority, warmup, losses, max_nonfinite_updates: as of ``ImportanceSampler``;
+        priority, smoothing, beta, initial_priority, warmup, losses, max_nonfinite_updates: as of ``ImportanceSampler``
+            (known losses are of step 0, and the first draw is then of step 1);
             ``priority`` is no ``"auto"`` and none that asks for the samples' index, and one with a memory, as
             ``"clipped"``, remembers in each shard the losses of that shard.
         uniform_fraction: λ in (0, 1].
@@ -136,6 +137,7 @@ class ShardedSampler(ShardedState):
         self.uniform_fraction = check_fraction(uniform_fraction)
         check_lag(feedback_lag)
         self._priority = check_priority(priority)
+        known = None if losses is None else checks.numbers("losses", losses, self._size)
         self._mades = made_alike(
             self._size,
             self.shards,
@@ -145,7 +147,7 @@ class ShardedSampler(ShardedState):
             initial_priority=initial_priority,
             first_pass=first_pass,
             warmup=warmup,
-            losses=losses,
+            losses=known,
             seed=seed,
         )
         timeout, every = check_seconds("timeout", timeout), check_seconds("snapshot_every", snapshot_every)
@@ -178,22 +180,28 @@ class ShardedSampler(ShardedState):
         self._pool = Pool()
         self._groups: deque[Group] = deque()
         self._pending: list[deque[Call]] = [deque() for _ in range(self.shards)]  # updates, by shard
-        self._join()
+        self._join(known)
 
-    def _join(self) -> None:
+    def _join(self, losses: npt.NDArray[Any] | None) -> None:
         """Meet the shards: refuse those made otherwise, and begin where the others stand."""
         welcome = self._patient.ask_all("hello", shards=self.shards)
-        for made, (_, theirs, status) in zip(self._mades, welcome, strict=True):
-            differs = difference(theirs, made.described())
+        for made, own in zip(self._mades, welcome, strict=True):
+            differs = difference(own.made, made.described())
             if differs:
                 raise ValueError(
                     f"the store {self.name!r} is there, made {differs}; make it alike, or choose another name, or call "
                     "remove() of the other one first"
                 )
-            self._tell(made.shard, status)
-        generator = np.random.default_rng([self._mades[0].seed, int(welcome[0][0])])  # another for each who joins
-        self._plan.begin(sum(status.done for _, _, status in welcome), generator)
-        self._step = max(max(status.step, status.newest + 1) for _, _, status in welcome)
+            self._tell(made.shard, own.status)
+        if losses is not None:
+            parts = np.split(losses, self._plan.first[1:])
+            asked = [Call(shard, "begin", parts[shard]) for shard, own in enumerate(welcome) if not own.begun]
+            for call, status in zip(asked, self._patient.answers(asked), strict=True):
+                self._tell(call.shard, status)
+        generator = np.random.default_rng([self._mades[0].seed, welcome[0].joined])  # another for each who joins
+        statuses = self._standing.all()
+        self._plan.begin(sum(status.done for status in statuses), generator)
+        self._step = max(max(status.step, status.newest + 1) for status in statuses)
 
     def __len__(self) -> int:
         return self._size

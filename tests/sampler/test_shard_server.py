@@ -271,10 +271,34 @@ def test_a_server_is_safe_for_threads(tmp_path):
 def test_blocks_are_made_alike():
     losses = np.arange(float(N))
     mades = made_alike(N, SHARDS, **OPTIONS, losses=losses)
-    assert np.concatenate([made.losses for made in mades]).tolist() == losses.tolist()
-    server = ShardServer(mades[1])
-    assert server.status().done == SIZE
-    np.testing.assert_allclose(server.priorities(), losses[12:25])
+    assert [made.shard for made in mades] == [0, 1, 2, 3]
+    assert len({made.known for made in mades}) == SHARDS
+    assert mades[1].described() != mades[2].described()
+
+
+def test_known_losses_are_taken_once_and_are_in_a_snapshot_at_once(tmp_path):
+    (_, mine, _, _) = made_alike(N, SHARDS, **OPTIONS, losses=np.arange(float(N)))
+    losses = np.arange(12.0, 25.0)
+    server = ShardServer(mine, folder=tmp_path, every=1e6)
+    assert not server.hello().begun
+    assert not server.snapshot()  # of what it does not know yet
+    with pytest.raises(ValueError, match="not those that the shard is made with"):
+        server.begin(losses + 1)
+    server.begin(losses)
+    server.update(np.array([0]), np.array([99.0]), steps(8, 1))
+    server.begin(losses)  # of another who joined at the same time
+    np.testing.assert_allclose(server.priorities(), [99.0, *losses[1:]])
+    assert server.status().done == SIZE  # there is no first pass
+    again = ShardServer(mine, folder=tmp_path, every=1e6, again=True)
+    assert again.hello().begun
+    np.testing.assert_allclose(again.priorities(), server.priorities())  # a snapshot of that moment
+
+
+def test_a_shard_that_has_lost_the_known_losses_begins_no_first_pass():
+    mine = made_alike(N, SHARDS, **OPTIONS, losses=np.arange(float(N)))[1]
+    drawn = ShardServer(mine, again=True).draw([Order(20, 0.5, passes=True)], 0)
+    np.testing.assert_allclose(drawn.probability, 1 / SIZE)
+    assert drawn.status.done == SIZE
 
 
 OPTIONS = {
@@ -292,7 +316,6 @@ OPTIONS = {
         ({"smoothing": 1.0}, ValueError, r"smoothing must be in \[0, 1\)"),
         ({"first_pass": 0.5}, TypeError, "first_pass must be True or False"),
         ({"warmup": -1}, ValueError, "warmup must be at least 0"),
-        ({"losses": np.zeros(3)}, ValueError, "losses must have one number for each of 50"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
     ],
 )

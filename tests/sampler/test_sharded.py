@@ -125,6 +125,19 @@ def test_samples_are_drawn_as_often_as_p_says(planted):
     assert chi_square_rejects(counts, 20_000 * p, N - 1) == planted
 
 
+def test_known_losses():
+    calls = InProcess()
+    sampler = store(calls, losses=LOSSES)
+    np.testing.assert_allclose(sampler.priorities(), LOSSES, rtol=1e-6)
+    draw = sampler.draw(B)
+    assert (draw.weight != 1).any()
+    assert draw.step == 1  # the known losses are of step 0
+    sampler.update([0], [50.0], step=draw.step)
+    np.testing.assert_allclose(store(calls, losses=LOSSES).priorities()[:2], [50.0, LOSSES[1]], rtol=1e-6)
+    with pytest.raises(ValueError, match="losses must have one number for each of 47"):
+        store(losses=np.zeros(3))
+
+
 def test_partial_correction():
     sampler = store(beta=lambda step: 0.5, first_pass=False)
     draw = sampler.draw(B)
