@@ -22,6 +22,20 @@ def test_a_place_is_its_point_on_the_sphere_and_the_waves_over_it():
         np.testing.assert_allclose(x[:, start + 3 : start + 6], np.cos(angles), atol=1e-5)
 
 
+def test_the_task_is_the_same_in_every_run_and_of_these_shapes():
+    data, again = load_data("countries"), load_data("countries")
+    for part, shape, dtype in (
+        ("x", (148_750, 27), np.float32),
+        ("y", (148_750,), np.int64),
+        ("x_test", (20_000, 27), np.float32),
+        ("y_test", (20_000,), np.int64),
+    ):
+        array = getattr(data, part)
+        assert (array.shape, array.dtype) == (shape, dtype)
+        np.testing.assert_array_equal(array, getattr(again, part))
+    assert (len(data), data.num_classes) == (148_750, 153)
+
+
 def test_the_nearest_town_mostly_lies_in_the_same_country():
     data = load_data("countries")
     points, some = data.x[:, :3], slice(0, 400)
