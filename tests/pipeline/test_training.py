@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import replace
@@ -37,6 +38,23 @@ def run(data, sampling="importance", *, seed=0, **options):
     return train(data, model, sampler, **settings), model, sampler
 
 
+@pytest.fixture(scope="module")
+def evaluated():
+    """Three epochs of seven steps, evaluated at every fifth."""
+    return run(FEW, epochs=3, batch_size=32, evaluate_every=5)
+
+
+@pytest.fixture(scope="module")
+def seeded():
+    """Five epochs of a sampling with another seed, once and again."""
+
+    @functools.cache
+    def trainings(sampling):
+        return [run(FEW, sampling, seed=3, epochs=5) for _ in range(2)]
+
+    return trainings
+
+
 def logits_of(model, x):
     """The forward pass in NumPy, in double precision."""
     values = x.reshape(len(x), -1).astype(np.float64)
@@ -65,8 +83,8 @@ def test_it_learns_and_reports_plain_means_over_all_samples(sampling):
     assert outcome.test_accuracy > 0.8  # one in ten by chance
 
 
-def test_steps_epochs_and_rows_are_those_of_the_budget():
-    outcome, _, sampler = run(FEW, epochs=3, batch_size=32, evaluate_every=5)
+def test_steps_epochs_and_rows_are_those_of_the_budget(evaluated):
+    outcome, _, sampler = evaluated
     assert (outcome.epochs, outcome.steps) == (3, 21)  # ceil(200 / 32) = 7
     assert [(row["epoch"], row["step"]) for row in outcome.history] == [(1, 7), (2, 14), (3, 21)]
     assert [row["step"] for row in outcome.curve] == [5, 10, 15, 20]
@@ -133,17 +151,17 @@ def test_a_model_trained_on_the_focal_loss_is_measured_by_cross_entropy():
         run(QUANTITY, loss="focal")
 
 
-def test_figures_are_those_of_the_last_epoch():
-    outcome, _, _ = run(FEW, epochs=2)
+def test_figures_are_those_of_the_last_epoch(evaluated):
+    outcome, _, _ = evaluated
     assert {"sampling/gain", "sampling/unseen"} <= set(outcome.figures)
     assert outcome.figures["sampling/unseen"] == 0.0
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "importance"])
-def test_the_sampler_hears_of_every_step(sampling):
-    _, _, sampler = run(FEW, sampling, epochs=3)
+def test_the_sampler_hears_of_every_step(sampling, seeded):
+    (_, _, sampler), _ = seeded(sampling)
     told = sampler.summary()
-    assert (told["updates"], told["seen"]) == (21, 200)
+    assert (told["updates"], told["seen"]) == (35, 200)
     changed = np.ptp(sampler.probabilities()) > 0
     assert changed == (sampling == "importance")
 
@@ -177,17 +195,17 @@ def test_regression_has_no_accuracy():
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "importance"])
-def test_a_seed_fixes_every_bit(sampling):
-    first, first_model, first_sampler = run(FEW, sampling, seed=3, epochs=5)
-    again, again_model, again_sampler = run(FEW, sampling, seed=3, epochs=5)
+def test_a_seed_fixes_every_bit(sampling, seeded):
+    (first, first_model, first_sampler), (again, again_model, again_sampler) = seeded(sampling)
     for one, two in zip(first_model.get_weights(), again_model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
     assert first_sampler.summary() == again_sampler.summary()
     assert (first.train_loss, first.test_loss) == (again.train_loss, again.test_loss)
 
 
-def test_another_seed_gives_another_training():
-    assert run(FEW, seed=3)[0].test_loss != run(FEW, seed=4)[0].test_loss
+def test_another_seed_gives_another_training(seeded):
+    (first, _, _), _ = seeded("importance")
+    assert first.test_loss != run(FEW, seed=4, epochs=5)[0].test_loss
 
 
 # --- time -----------------------------------------------------------------------------------------
