@@ -7,8 +7,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+Started = TypeVar("Started")
 
 SECONDS = 240.0  # for whatever must come true on a machine that is busy
 
@@ -21,6 +24,20 @@ def until(what: Callable[[], object], seconds: float = SECONDS) -> object:
             pytest.fail(f"not true after {seconds:g} s: {what}")
         time.sleep(0.02)
     return value
+
+
+def patiently(start: Callable[[], Started]) -> Started:
+    """What ``start()`` gives; Ray 2.60 gives a node 30 s to start, which may be too few on a machine that is busy."""
+    import ray
+
+    for _ in range(4):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+    return start()
 
 
 def stop(process: int) -> None:
