@@ -235,7 +235,6 @@ class ImportanceSampler(ImportanceState):
         """As that of every sampler. Systematic draws by priority alone are made together."""
         rows, count = index.shape
         with self._lock:
-            self._cut_first_pass()
             store = self._store
             by_priority = not self._is_uniform() and self._scheme is draws.systematic
             simple = self._ledger is None and self._bound is None and not self.forget
@@ -244,6 +243,7 @@ class ImportanceSampler(ImportanceState):
             if type(store) is not ProportionalStore or not by_priority or not simple or last:
                 return super().poll_rows(index, weight, probability, step, seconds=seconds)
             start = time.perf_counter()
+            self._cut_first_pass()
             if store.total <= 0.0:
                 self._say_uniform()
             steps = np.arange(self._step, self._step + rows)

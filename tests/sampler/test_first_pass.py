@@ -128,6 +128,18 @@ def test_under_a_lag_a_draw_behind_the_cut_waits():
     assert sampler.poll(B, seconds=0.0) is not None
 
 
+def test_under_a_lag_the_unseen_have_the_same_mean_whenever_rows_are_asked_for():
+    """That of all losses which the draw behind the cut must know, not of those that are there when it is asked for."""
+    asked, waited = (ImportanceSampler(N, first_pass=0.4, feedback_lag=1, seed=5) for _ in range(2))
+    columns = [np.empty((1, B), dtype) for dtype in (np.int64, np.float32, np.float32, np.int64)]
+    for sampler in (asked, waited):
+        for draw in [sampler.draw(B), sampler.draw(B)]:
+            assert sampler is waited or sampler.poll_rows(*columns, seconds=0.0) == 0
+            feed(sampler, draw)
+        assert sampler.poll_rows(*columns, seconds=0.0) == 1
+    np.testing.assert_array_equal(asked.priorities(), waited.priorities())
+
+
 @pytest.mark.parametrize("lag", [None, 2])
 @pytest.mark.parametrize("stop", range(6))
 def test_a_state_goes_on_before_at_and_behind_the_cut(lag, stop):
