@@ -75,13 +75,28 @@ def told(outcome: Outcome) -> dict[str, Any]:
     return {"rows": rows, "figures": figures, "scores": scores, "advice": outcome.advice and outcome.advice.gains()}
 
 
-def check(name: str, steps: Iterable[int], tmp_path: Path, **options: Any) -> None:
+@pytest.fixture(scope="module")
+def unsaved() -> tuple[Outcome, list[np.ndarray]]:
+    """The training that nobody stops and that saves nothing."""
+    return run()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same training saving at every step, and the folder of its snapshots."""
+    folder = tmp_path_factory.mktemp("saved")
+    return *run(saving=Saving(folder, every="1step", keep=100)), folder
+
+
+def check(name: str, steps: Iterable[int], tmp_path: Path, saved: Any = None, **options: Any) -> None:
     """What goes on from the snapshot of each of ``steps`` is the training that nobody stopped."""
-    whole, weights = run(name, saving=Saving(tmp_path / "all", every="1step", keep=100), **options)
+    if saved is None:
+        saved = *run(name, saving=Saving(tmp_path / "all", every="1step", keep=100), **options), tmp_path / "all"
+    whole, weights, folder = saved
     results = []
     for number, step in enumerate(steps, start=1):
         (tmp_path / str(step)).mkdir()
-        for file in (tmp_path / "all").glob(f"snapshot-{step}.*"):
+        for file in folder.glob(f"snapshot-{step}.*"):
             shutil.copy(file, tmp_path / str(step))
         results.append(run(name, seed=number, saving=Saving(tmp_path / str(step), resume=True), **options))
     for outcome, again in results:
@@ -90,13 +105,13 @@ def check(name: str, steps: Iterable[int], tmp_path: Path, **options: Any) -> No
             np.testing.assert_array_equal(one, other)
 
 
-def test_gone_on_with_from_any_step_it_is_the_same_training(tmp_path):
-    check("importance", range(1, STEPS), tmp_path)
+def test_gone_on_with_from_any_step_it_is_the_same_training(tmp_path, saved):
+    check("importance", range(1, STEPS), tmp_path, saved)
 
 
-def test_saving_is_no_part_of_it(tmp_path):
-    (whole, weights), (saved, again) = run(), run(saving=Saving(tmp_path, every="1step"))
-    assert told(saved) == told(whole)
+def test_saving_is_no_part_of_it(unsaved, saved):
+    (whole, weights), (outcome, again, _) = unsaved, saved
+    assert told(outcome) == told(whole)
     for one, other in zip(again, weights, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -132,12 +147,12 @@ def test_a_model_that_draws_from_the_seeds_of_keras(tmp_path):
     check("importance", (4,), tmp_path, layer=Noise())
 
 
-def test_stopped_it_says_after_which_step(tmp_path):
+def test_stopped_it_says_after_which_step(tmp_path, unsaved):
     with pytest.raises(Stopped) as stopped:
         run(saving=Saving(tmp_path, stop=after(5)))
     assert stopped.value.step == 5
     outcome, again = run(seed=1, saving=Saving(tmp_path, resume=True))
-    whole, weights = run()
+    whole, weights = unsaved
     assert told(outcome) == told(whole)
     for one, other in zip(again, weights, strict=True):
         np.testing.assert_array_equal(one, other)
