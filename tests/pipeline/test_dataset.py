@@ -565,6 +565,7 @@ HALF_CONSUMED = """
 
 
 @pytest.mark.fault(32)
+@pytest.mark.fault(33)
 def test_a_process_ends_with_half_consumed_iterators(python: Python) -> None:
     ended = python(HALF_CONSUMED)
     assert (ended.returncode, ended.stdout) == (0, "leaving\n"), ended.stderr
