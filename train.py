@@ -23,6 +23,8 @@ loop in :mod:`pipeline.training`, what a comparison says in :mod:`pipeline.compa
 to import, so it is imported after the options are known to be right. Exit status: 0 done, 1 the training failed, 2 a
 mistake in the options, 130 or 143 interrupted (SIGINT, SIGTERM): the step is finished, a snapshot saved, and the same
 command with ``--resume`` goes on.
+
+Where ``TF_CONFIG`` names other processes, all of them train one model, each on a part of the samples (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from pipeline.data import Data
     from pipeline.saving import Saving
     from pipeline.training import Outcome
+    from pipeline.workers import Workers
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit status
 TRIAL_STEPS, TRIAL_SHARE = 300, 0.1  # the most steps, and share of a budget in seconds, that a trial takes
@@ -110,10 +114,13 @@ def _execute(config: Config) -> None:
     from pipeline.saving import Stopped
     from sampler import DivergedError
 
+    workers = workers_of(config)
     if config.compare is not None:
         _execute_comparison(config)
         return
-    plan = prepare(config if config.dry_run else in_steps(config))
+    if workers is not None and workers.rank > 0:
+        config = replace(config, quiet=True)  # the first one speaks for all
+    plan = prepare(config if config.dry_run else in_steps(config), workers=workers)
     if config.dry_run or not config.quiet:
         print(plan, flush=True)
         if unused := without_effect(config):
@@ -128,13 +135,25 @@ def _execute(config: Config) -> None:
         signals = stack.enter_context(caught())
         try:
             saving = saving_of(plan.config, plan.data, lambda: bool(signals))
-            outcome = plan.train([*callbacks, beginning(plan.config)], saving)
+            if workers is None or workers.rank == 0:
+                callbacks.append(beginning(plan.config))
+            try:
+                outcome = plan.train(callbacks, saving)
+            except Stopped:
+                _all_are_here(workers)
+                raise
+            _all_are_here(workers)
         except Stopped as stop:
-            raise Interrupted(signals[0], stop.step, config.folder) from None
+            number = signals[0] if signals else signal.SIGTERM  # another worker was told
+            raise Interrupted(number, stop.step, config.folder) from None
         except SnapshotError as error:
             raise OptionError(error) from error
         except (DivergedError, OSError) as error:
             raise TrainingError(error) from error
+        except Exception as error:
+            raise lost_worker(error, config) if workers is not None else error from error
+    if workers is not None and workers.rank > 0:
+        return
     write_results(plan, outcome)
     if not config.quiet:
         said = advice(plan, outcome)
@@ -152,12 +171,17 @@ class Plan:
     data: Data
     model: keras.Model
     sampler: Any
+    workers: Workers | None = None
 
     @property
     def steps(self) -> int:
         """Of the whole training; of a trial where the budget is in seconds."""
-        budget = Budget.of(self.config)
-        return budget.steps(len(self.data), self.config.batch_size) or TRIAL_STEPS
+        return Budget.of(self.config).steps(self.epoch_samples, self.config.batch_size) or TRIAL_STEPS
+
+    @property
+    def epoch_samples(self) -> int:
+        """Drawn in an epoch: N, or by each of several workers so many as the largest block has."""
+        return -(-len(self.data) // (1 if self.workers is None else self.workers.world))
 
     def train(self, callbacks: Sequence[keras.callbacks.Callback] = (), saving: Saving | None = None) -> Outcome:
         """Train the model."""
@@ -178,6 +202,7 @@ class Plan:
             refresh=config.refresh,
             evaluate_every=config.evaluate_every,
             saving=saving,
+            workers=self.workers,
             callbacks=callbacks,
         )
 
@@ -189,14 +214,53 @@ class Plan:
             length = f"{budget.count:g} s of steps of {config.batch_size}"
         else:
             also = f" ({config.epochs} epochs)" if config.budget is None else ""
-            length = f"{self.steps:,} steps of {config.batch_size}{also}"
+            by = "" if self.workers is None else f" on each of {self.workers.world} workers"
+            length = f"{self.steps:,} steps of {config.batch_size}{by}{also}"
         return (
             f"{config.sampling} on {data.name}: {length}, {len(data):,} samples to train on, {len(data.x_test):,} to "
             f"test, {kind}, {self.model.name} with {self.model.count_params():,} parameters, seed {config.seed}"
         )
 
 
-def prepare(config: Config, *, trial: bool = False) -> Plan:
+def workers_of(config: Config) -> Workers | None:
+    """Which of those that ``TF_CONFIG`` names this is; ``OptionError`` where they cannot train as ``config`` says."""
+    from pipeline.workers import Workers, task
+
+    try:
+        if task() is None:
+            return None
+        for name, given, instead in (
+            ("compare", config.compare is not None, "compare in one process"),
+            ("budget", Budget.of(config).unit == "seconds", "give it in epochs or steps"),
+            ("sampling", config.sampling == "presampled", "take another one"),
+        ):
+            if given:
+                value = getattr(config, name)
+                raise OptionError(f"--{name} {value} is for one process, and TF_CONFIG names several; {instead}")
+        return Workers.here()
+    except ValueError as error:
+        raise OptionError(error) from error
+
+
+def _all_are_here(workers: Workers | None) -> None:
+    """Wait for the others: the first one to end would be missed by them."""
+    if workers is not None:
+        workers.any([False])
+
+
+def lost_worker(error: Exception, config: Config) -> TrainingError:
+    """What to say where TensorFlow lost another process."""
+    import tensorflow as tf
+
+    if not isinstance(error, tf.errors.OpError):
+        raise error
+    return TrainingError(
+        f"another worker is gone ({error.message.splitlines()[0]:.200}); start all of them again, with --output "
+        f"{config.folder} --resume"
+    )
+
+
+def prepare(config: Config, *, trial: bool = False, workers: Workers | None = None) -> Plan:
     """Load the data, build model and sampler; ``OptionError`` where the options do not fit them.
 
     A ``trial`` measures how long a step takes, and has a reference of zeros where one would have to be trained.
@@ -209,12 +273,13 @@ def prepare(config: Config, *, trial: bool = False) -> Plan:
         data = load_data(config.dataset)
         trained_loss(config.loss, data)
         make_reproducible(config.seed)
-        model = build_model(config.model, data)
-        plan = Plan(config, data, model, sampler=None)
+        with contextlib.nullcontext() if workers is None else workers.strategy.scope():
+            model = build_model(config.model, data)
+        plan = Plan(config, data, model, sampler=None, workers=workers)
         reference = functools.partial(reference_losses, config, data, plan.steps, trial)
         labels = None if data.num_classes is None else data.y
         task = Task(len(data), plan.steps, labels, model, None if config.reference is None else reference)
-        plan = replace(plan, sampler=make_sampler(config, task))
+        plan = replace(plan, sampler=make_sampler(config, task, workers))
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise OptionError(error) from error
     if config.scheme == "without_replacement" and config.batch_size > len(data):
@@ -422,7 +487,7 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        epochs = -(-plan.steps // -(-len(plan.data) // plan.config.batch_size))
+        epochs = -(-plan.steps // -(-plan.epoch_samples // plan.config.batch_size))
         yield keras.callbacks.LambdaCallback(on_epoch_end=_line_writer(epochs, lambda: plan.model.stop_training))
         return
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from sampler import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.workers import Workers
     from train_options import Config
 
 PRUNING_FINISH = 0.125  # the paper's
@@ -52,10 +54,27 @@ class Task(NamedTuple):
     model: Any = None
     reference: Callable[[], npt.NDArray[Any]] | None = None
 
+    def of(self, block: range) -> Task:
+        """The same for a block of the samples."""
+        part = slice(block.start, block.stop)
+        labels, reference = self.labels, self.reference
+        return self._replace(
+            num_samples=len(block),
+            labels=None if labels is None else labels[part],
+            reference=None if reference is None else lambda: reference()[part],
+        )
 
-def make_sampler(config: Config, task: Task) -> Any:
-    """The sampler that ``config`` asks for; ``ValueError`` or ``TypeError`` for options it refuses."""
-    return SAMPLINGS[config.sampling](config, task)
+
+def make_sampler(config: Config, task: Task, workers: Workers | None = None) -> Any:
+    """The sampler that ``config`` asks for, of several workers this one's; ``ValueError`` or ``TypeError`` for options
+    it refuses.
+    """
+    make = SAMPLINGS[config.sampling]
+    if workers is None:
+        return make(config, task)
+    own = np.random.SeedSequence([config.seed, workers.rank]).generate_state(1)
+    config = replace(config, seed=int(own[0]))
+    return workers.shard(task.num_samples, lambda block: make(config, task.of(block)))
 
 
 def check_samplers(config: Config) -> None:

@@ -42,11 +42,11 @@ class Interrupted(Exception):
 
 def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
     """Where and when a run saves itself; ``OptionError`` where it would take the place of one that is not finished."""
-    from pipeline.checkpoints import Snapshots
+    from pipeline.going_on import layouts
     from pipeline.saving import Saving
 
     folder = config.folder / SNAPSHOTS
-    unfinished = Snapshots(folder, {}).paths() and not (config.folder / "summary.json").exists()
+    unfinished = layouts(folder) and not (config.folder / "summary.json").exists()
     if unfinished and not config.resume:
         raise OptionError(
             f"{config.folder} holds the snapshots of a run that was not finished; go on with --resume, choose another "
@@ -66,10 +66,14 @@ def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
 def going_on(config: Config) -> str:
     """Where a run with ``--resume`` will go on, in words."""
     from pipeline.checkpoints import Snapshots
+    from pipeline.going_on import layouts
 
-    found = Snapshots(config.folder / SNAPSHOTS, {}).paths()
-    if not found:
+    there = layouts(config.folder / SNAPSHOTS)
+    if not there:
         return f"no snapshot in {config.folder}: it begins anew"
+    if set(there) != {0}:
+        return f"goes on from the newest step that all of its {max(there)} workers have saved"
+    found = Snapshots(config.folder / SNAPSHOTS, {}).paths()
     before = f" and {len(found) - 1} before it" if len(found) > 1 else ""
     return f"goes on from the newest whole snapshot, of {found[0]}{before}"
 

@@ -73,7 +73,8 @@ class Variables:
         if not model.built:
             raise ValueError(f"the model {model.name!r} has no weights yet; build it, or give it an Input")
         if not self._optimizer.built:
-            self._optimizer.build(model.trainable_variables)
+            with model.distribute_strategy.scope():
+                self._optimizer.build(model.trainable_variables)
 
     def _all(self) -> dict[str, list[Any]]:
         return {"model": self._model.variables, "optimizer": self._optimizer.variables}
@@ -92,7 +93,7 @@ class Variables:
     @staticmethod
     def values(variables: list[Any]) -> list[np.ndarray]:
         """A copy of each."""
-        return [_plain(variable.numpy()) for variable in variables]
+        return [_plain(_here(variable).numpy()) for variable in variables]
 
     @classmethod
     def assign(cls, kind: str, variables: list[Any], values: list[np.ndarray]) -> None:
@@ -104,7 +105,7 @@ class Variables:
         if len(values) != len(variables):
             raise ValueError(f"{len(values)} variables of the {kind} were saved, here are {len(variables)}")
         return [
-            checks.array(variable.path, value, _plain(variable.numpy()))
+            checks.array(variable.path, value, _plain(_here(variable).numpy()))
             for variable, value in zip(variables, values, strict=True)
         ]
 
@@ -133,7 +134,17 @@ class Seeds:
 
 def _set(variables: list[Any], values: list[np.ndarray]) -> None:
     for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
+        here = _here(variable)
+        here.assign(value if here is variable else tf.cast(value, here.dtype))
+
+
+def _here(variable: Any) -> Any:
+    """The variable as this process has it: of several processes each has its own part of a metric, and to ask for the
+    whole would be a message.
+    """
+    value = getattr(variable, "value", variable)
+    parts: Any = getattr(value, "values", ())
+    return parts[0] if len(parts) == 1 else variable
 
 
 def _plain(value: Any) -> np.ndarray:
@@ -264,7 +275,7 @@ class Snapshots:
                 refused.append(f"{path.name}: {error}")
                 logger.warning("the snapshot %s is passed over: %s", path, error)
                 continue
-            self._load(state, path)
+            self.load(state, path)
             return int(state["step"])
         if refused:
             raise SnapshotError(
@@ -292,7 +303,8 @@ class Snapshots:
         checks.whole("step", state.get("step"), least=0)
         return state
 
-    def _load(self, state: State, path: Path) -> None:
+    def load(self, state: State, path: Path) -> None:
+        """Take the state that ``read`` gave of ``path`` into the parts; ``SnapshotError`` where it does not fit."""
         for name in sorted(state["about"].keys() | self.about.keys()):
             theirs, ours = (
                 repr(about[name]) if name in about else "at its default" for about in (state["about"], self.about)

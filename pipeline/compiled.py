@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.losses import unreduced
+from pipeline.workers import apart
 
 logger = logging.getLogger("pipeline")
 
@@ -227,23 +228,39 @@ def _laid(weight: tf.Tensor, y_pred: tf.Tensor) -> Iterator[tf.Tensor]:
 
 
 def build_from_spec(model: keras.Model) -> None:
-    """Under a distribution strategy Keras takes a batch to build the model by, and knows no weights in a dict.
+    """Under a distribution strategy Keras takes a batch to build the model by, knows no weights in a dict, and over
+    several processes cannot do it at all.
 
     Here it is built by the dataset's element spec: no batch is drawn for it, and the importance weights stand for the
-    dict. Nothing is changed for a model without a strategy, nor for batches without ``sampling``.
+    dict. Nothing is changed for a model without a strategy, nor, in one process, for batches without ``sampling``.
     """
     if model._distribute_strategy is None or "_maybe_symbolic_build" in vars(model):
         return
     original = model._maybe_symbolic_build
 
     def build(iterator: Any = None, data_batch: Any = None) -> None:
-        spec = None if iterator is None else iterator.data_adapter.get_tf_dataset().element_spec
-        *data, sampling = spec if isinstance(spec, tuple) else (None,)
-        if not isinstance(sampling, dict) or "weight" not in sampling:
+        spec = None if iterator is None else _of_one(iterator.data_adapter.get_tf_dataset().element_spec)
+        *data, last = spec if isinstance(spec, tuple) else (spec,)
+        sampled = isinstance(last, dict) and "weight" in last
+        if spec is None or not (sampled or apart(model.distribute_strategy)):
             original(iterator=iterator, data_batch=data_batch)
             return
-        x, y = (*data, None)[:2]
+        x, y, weight = (*(*data, None)[:2], last["weight"]) if sampled else (*data, last, None, None)[:3]
         with model.distribute_strategy.scope():
-            model._symbolic_build(data_batch=(x, y, sampling["weight"]))
+            model._symbolic_build(data_batch=(x, y, weight))
 
     object.__setattr__(model, "_maybe_symbolic_build", build)
+
+
+def _of_one(spec: Any) -> Any:
+    """The spec of one replica's elements."""
+    return tf.nest.map_structure(lambda part: getattr(part, "_value_specs", (part,))[0], spec)
+
+
+def with_axis(logs: Any) -> Any:
+    """What a step returns, where Keras wants it: over several processes it takes the mean along a first axis, which
+    its own steps do not give.
+    """
+    if not apart(tf.distribute.get_strategy()):
+        return logs
+    return tf.nest.map_structure(lambda value: tf.convert_to_tensor(value)[None], logs)

@@ -125,8 +125,8 @@ def importance_dataset(
             which takes no memory, or copied once (``"memory"``) to where the graph can gather them, which is quicker
             by half for batches of hundreds of rows of kilobytes. Memory maps of ``.npy`` files need no copy for that.
         sampler, batch_size, map_fn, num_parallel_calls, prefetch: as for ``importance_sampling``.
-        batches: ≥ 1, of an epoch; None is ceil(N/B). None is drawn beyond them, where ``take`` or ``steps_per_epoch``
-            leave some behind that were drawn ahead.
+        batches: ≥ 1, of an epoch; None is ceil(N/B), of a ``Shard`` ceil(ceil(N/W)/B). None is drawn beyond them, where
+            ``take`` or ``steps_per_epoch`` leave some behind that were drawn ahead.
     """
     batch_size = checks.whole("batch_size", batch_size, least=1)
     if num_parallel_calls is not None:
@@ -140,7 +140,8 @@ def importance_dataset(
         )
     if map_fn is None:
         _check_parts(data.spec)
-    steps = math.ceil(len(sampler) / batch_size) if batches is None else checks.whole("batches", batches, least=1)
+    samples = getattr(sampler, "epoch_samples", len(sampler))  # fewer, for one of several workers
+    steps = math.ceil(samples / batch_size) if batches is None else checks.whole("batches", batches, least=1)
     plan = _plan(data, batch_size, prefetch, sampler.feedback_lag, steps, 0 if each is None else each.held)
     return _epoch(_Feeder(data, sampler, batch_size, steps, plan, each))
 

@@ -32,7 +32,7 @@ import tensorflow as tf
 
 from pipeline import user_weights
 from pipeline.advice import Advice
-from pipeline.compiled import build_from_spec, is_a_sum, kind_of_loss, restore, rowwise, weigh_metrics
+from pipeline.compiled import build_from_spec, is_a_sum, kind_of_loss, restore, rowwise, weigh_metrics, with_axis
 from pipeline.dataset import iterations_begun
 from pipeline.epochs import end_epoch
 from pipeline.figures import Figures
@@ -41,6 +41,7 @@ from pipeline.scores import SCORES, GradientNorm, Watched
 
 HOOKS = (
     "train_step",
+    "test_step",
     "compute_loss",
     "compute_metrics",
     "_get_metrics_result_or_logs",
@@ -236,6 +237,7 @@ class LossFeedback(keras.callbacks.Callback):
         self._ended = 0
         hooks: dict[str, Callable[..., Any]] = {
             "train_step": self._train_step,
+            "test_step": _axis_given(self._originals["test_step"]),  # which Keras may keep compiled
             "compute_loss": self._compute_loss,
             "compute_metrics": self._compute_metrics,
             "_get_metrics_result_or_logs": self._logs,
@@ -303,7 +305,7 @@ class LossFeedback(keras.callbacks.Callback):
                 "self.compute_loss(x, y, y_pred, sample_weight) there, or use a custom loop with per_sample_loss"
             )
         self._write(step)
-        return logs
+        return with_axis(logs)
 
     def _compute_loss(
         self,
@@ -455,10 +457,9 @@ class LossFeedback(keras.callbacks.Callback):
             )
         columns = {"losses": step.losses, "weight": step.unbiased, **step.scores}
         replicas = tf.distribute.get_replica_context()
-        whole = batch * replicas.num_replicas_in_sync
         execution = max(self._fitted.steps_per_execution, 1)
-        self._together = self._executions_together(execution, whole)
-        kind = (execution * self._together, tuple(columns), whole)
+        self._together = self._executions_together(execution, batch * replicas.num_replicas_in_sync)
+        kind = (execution * self._together, tuple(columns), batch)
         if self._ring is None or self._ring.kind != kind:
             if self._ring is not None and tf.executing_eagerly():
                 self._drain()  # batches of another size came before
@@ -473,7 +474,7 @@ class LossFeedback(keras.callbacks.Callback):
         """
         if self.sampler.feedback_lag is not None:
             return 1
-        epoch = len(self.sampler) // batch
+        epoch = getattr(self.sampler, "epoch_samples", len(self.sampler)) // batch
         return max(min(TOGETHER, epoch // SHARE) // execution, 1)
 
     def _new_ring(self, _: tf.distribute.Strategy, rows: int, columns: tuple[str, ...], batch: int) -> Ring:
@@ -494,6 +495,10 @@ class LossFeedback(keras.callbacks.Callback):
             more = {} if norm is None else {"mean_gradient_norm": norm[0]}
             self.sampler.update(index, columns["losses"], step=step, score=score, **more)
             self._figures.add(columns["losses"], columns["weight"], score)
+
+
+def _axis_given(step: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda data: with_axis(step(data))
 
 
 class _Step:

@@ -72,7 +72,7 @@ class Figures:
             "sampling/effective_fraction": float(summary["effective_fraction"]),
             "sampling/max_weight": float(summary["max_weight"]),
             "sampling/gain": self._uniform / self._drawn if self._drawn > 0.0 else 1.0,
-            "sampling/unseen": 1.0 - summary["seen"] / len(self.sampler),
+            "sampling/unseen": 1.0 - summary["seen"] / len(getattr(self.sampler, "block", self.sampler)),
             "sampling/milliseconds": 1e3 * (self._spent() - self._seconds) / steps,
             **gate,
         }

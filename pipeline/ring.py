@@ -4,8 +4,9 @@
     ring.write({"losses": losses, "weight": weight}, index, step)       # inside the step, compiled by XLA or not
     for feedback in ring.read(): ...                                    # outside, oldest first
 
-A Python function inside the step would stop XLA, and what a step returns is averaged over replicas. With several
-replicas each one's part of the batch is gathered first, so that the whole batch is in one row.
+A Python function inside the step would stop XLA, and what a step returns is averaged over replicas. Each replica
+writes a copy of its own, and those of this process are joined when they are read: no message, whether the replicas
+share a batch (MirroredStrategy) or each process has its own (MultiWorkerMirroredStrategy).
 
 Everything is in one variable of float64, which holds every index and step exactly: a look at a variable takes longer
 than what is read. A row that was written since the last look is known by its step, as no draw comes twice.
@@ -31,30 +32,37 @@ class Feedback(NamedTuple):
 
 
 class Ring:
-    """As many rows as steps are done before they are read; (B,) of index, step and each column in a row."""
+    """As many rows as steps are done before they are read; (B,) of index, step and each column in a row.
+
+    To be made under the strategy, by all replicas together; B is that of one of them.
+    """
 
     def __init__(self, rows: int, columns: Sequence[str], batch: int) -> None:
         self.rows, self.columns = rows, tuple(columns)
         self.kind = (rows, self.columns, batch)
         self._taken = [-1] * rows  # the first step of each row at the last look
-        first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # they all hold the same
+        own = {
+            "synchronization": tf.VariableSynchronization.ON_READ,
+            "aggregation": tf.VariableAggregation.NONE,
+            "trainable": False,
+        }
         nothing = tf.fill([rows, 2 + len(self.columns), batch], tf.constant(-1.0, tf.float64))
-        self._values = tf.Variable(nothing, trainable=False, aggregation=first)
-        self._row = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=first) if rows > 1 else None
-        (self._here,) = tf.distribute.get_strategy().experimental_local_results(self._values)[:1]
+        self._values = tf.Variable(nothing, **own)
+        self._row = tf.Variable(0, dtype=tf.int64, **own) if rows > 1 else None
+        self._here = tf.distribute.get_strategy().experimental_local_results(self._values)
 
     def write(self, columns: Mapping[str, tf.Tensor], index: tf.Tensor, step: tf.Tensor) -> None:
         """Add a row, over the oldest one. For the inside of a step."""
         parts = [index, step, *(columns[name] for name in self.columns)]
         row = tf.stack([tf.cast(part, tf.float64) for part in parts])
-        replicas = tf.distribute.get_replica_context()
-        if replicas.num_replicas_in_sync > 1:
-            row = replicas.all_gather(row, axis=1)
         if self._row is None:
             self._values.assign(row[None])
+            return
+        if tf.distribute.has_strategy():  # whose variables cannot be scattered into
+            self._values.assign(tf.tensor_scatter_nd_update(self._values.read_value(), [[self._row]], row[None]))
         else:
             self._values.scatter_update(tf.IndexedSlices(row, self._row))
-            self._row.assign((self._row + 1) % self.rows)
+        self._row.assign((self._row + 1) % self.rows)
 
     def forget(self) -> None:
         """Pass over what was written and not read."""
@@ -62,8 +70,8 @@ class Ring:
 
     def _look(self) -> Array:
         # Takes a third of the time of ``Variable.numpy``.
-        looked: Array = tf.raw_ops.ReadVariableOp(resource=self._here.handle, dtype=tf.float64).numpy()
-        return looked
+        looked = [tf.raw_ops.ReadVariableOp(resource=part.handle, dtype=tf.float64).numpy() for part in self._here]
+        return looked[0] if len(looked) == 1 else np.concatenate(looked, axis=2)
 
     def read(self) -> list[Feedback]:
         """What was written since the last call, oldest first."""

@@ -6,11 +6,15 @@
 A snapshot is taken between two steps, after everything that a step brings about: its losses are with the sampler, the
 batches drawn ahead are in the sampler's state, and what the epoch has counted so far is in the metrics. After the last
 step of an epoch it waits until the epoch has ended, so that what is known of that is in it, too.
+
+Of several workers each saves into a folder of its own, all after the same step: where that is a matter of seconds or of
+a signal to one of them, they ask each other every ``TOGETHER`` steps.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,9 +24,13 @@ from typing import Any, Literal
 
 import keras
 
+from pipeline import going_on
 from pipeline.checkpoints import Part, Seeds, Snapshots, Variables
 from pipeline.feedback import LossFeedback
 from pipeline.state_bytes import State
+from pipeline.workers import Workers
+
+TOGETHER = 10  # steps between two questions of workers to each other
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Saving:
         about: facts that must be the same, see ``Snapshots``.
         keep: how many snapshots stay.
         stop: asked after each step; True saves a snapshot and ends the training with ``Stopped``.
+        workers: this process among those that train together; None where it trains alone.
     """
 
     folder: str | Path
@@ -45,6 +54,7 @@ class Saving:
     about: State = field(default_factory=dict)
     keep: int = 3
     stop: Callable[[], bool] = lambda: False
+    workers: Workers | None = None
 
 
 class Stopped(Exception):
@@ -111,8 +121,9 @@ class Saver(keras.callbacks.Callback):
         self._snapshots, self._saving, self._midway = snapshots, saving, midway
         self._steps, self._epoch_steps = steps, epoch_steps
         self._interval = interval(saving.every)
-        self._saved = steps()
+        self._saved = self._asked = steps()
         self._since = time.monotonic()
+        self._complete = 0  # snapshots saved here
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Go on in the middle of an epoch, where it is one."""
@@ -134,17 +145,32 @@ class Saver(keras.callbacks.Callback):
         step = self._steps()
         if self._saved != step:
             self._snapshots.save(step)
+            self._complete += 1
+            if self._complete == 2:  # by now all workers have the first
+                going_on.forget_others(Path(self._saving.folder), self._saving.workers)
         self._saved, self._since = step, time.monotonic()
 
     def _save_if_due(self) -> None:
-        if self._saving.stop():
+        stop, save = self._wanted()
+        if stop:
             self.save()
             self.stopped = self.model.stop_training = True
-        elif self._interval is not None:
-            count, unit = self._interval
-            passed = self._steps() - self._saved if unit == "steps" else time.monotonic() - self._since
-            if passed >= count:
-                self.save()
+        elif save:
+            self.save()
+
+    def _wanted(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save: the same in all workers."""
+        count, unit = self._interval or (math.inf, "steps")
+        since = self._steps() - self._saved if unit == "steps" else time.monotonic() - self._since
+        stop, save = self._saving.stop(), since >= count
+        workers = self._saving.workers
+        if workers is None:
+            return stop, save
+        before, self._asked = self._asked, self._steps()
+        if before // TOGETHER == self._asked // TOGETHER:
+            return False, save and unit == "steps"
+        any_stops, any_saves = workers.any([stop, save])
+        return any_stops, any_saves
 
 
 @contextlib.contextmanager
@@ -169,17 +195,18 @@ def saved(
     Raises ``Stopped`` on the way out, where the training was stopped.
     """
     midway = Midway(model, feedback)
+    root = Path(saving.folder)
     snapshots = Snapshots(
-        saving.folder,
+        going_on.folder_of(root, saving.workers),
         {"variables": Variables(model), "seeds": Seeds(), **parts, "midway": midway},
         about={**saving.about, "epoch_steps": epoch_steps},
         keep=saving.keep,
     )
     with snapshots.held():
         if saving.resume:
-            snapshots.restore()
+            going_on.go_on(snapshots, root, saving.workers)
         else:
-            snapshots.clear()
+            going_on.clear(root, snapshots, saving.workers)
         saver = Saver(snapshots, saving, midway, steps, epoch_steps)
         yield saver
         if saver.stopped:

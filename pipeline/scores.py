@@ -28,6 +28,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from pipeline.workers import apart
+
 SCORES = ("gradient_norm", "last_layer")  # by the pre-activations, by the layer's weights
 ACTIVATIONS = tuple(getattr(keras.layers, name) for name in ("Softmax", "ReLU", "LeakyReLU", "PReLU", "ELU"))
 SHAPES = tuple(
@@ -206,7 +208,8 @@ class Watched:
     def mean_norm(self, weight: tf.Tensor) -> tf.Tensor:
         """The norm of (1/B) Σ w g over the batch, g the gradients of the ``norms`` taken before; () float32.
 
-        Over several replicas the batch is that of them all. The gradient of W is one more product of B x d by B x K.
+        Over replicas that share a batch it is that of them all. The gradient of W is one more product, of B x d by
+        B x K.
         """
         assert self._rows is not None
         rows = weight[:, None] * self._rows
@@ -215,7 +218,7 @@ class Watched:
             parts.append(tf.reduce_sum(rows, axis=0))
         parts = [part / tf.cast(tf.shape(weight)[0], part.dtype) for part in parts]
         replicas = tf.distribute.get_replica_context()
-        if replicas.num_replicas_in_sync > 1:
+        if replicas.num_replicas_in_sync > 1 and not apart(replicas.strategy):
             parts = replicas.all_reduce(tf.distribute.ReduceOp.MEAN, parts)
         return tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(part)) for part in parts]))
 

@@ -28,7 +28,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import keras
@@ -44,6 +44,7 @@ from pipeline.models import loss_for
 from pipeline.presampling import Presampler
 from pipeline.refresh import RefreshStalest
 from pipeline.saving import Saving, saved
+from pipeline.workers import Workers
 from sampler import checks
 
 Decay = Literal["cosine", "none"]
@@ -127,6 +128,7 @@ def train(
     steps_per_execution: int = 1,
     jit_compile: bool | Literal["auto"] = "auto",
     saving: Saving | None = None,
+    workers: Workers | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Outcome:
     """Train ``model`` on the batches that ``sampler`` draws, to the end of the budget.
@@ -150,12 +152,14 @@ def train(
         steps_per_execution, jit_compile: as for ``compile``; the number of steps of an epoch, and of the last one, must
             be a multiple of the first.
         saving: where and when the training saves itself, and whether it goes on from there. None: it does not.
+        workers: this process among those that train together, under whose strategy the model was made; then the sampler
+            is a ``Shard``, B is of each worker, and an epoch as many steps as the largest block needs.
         callbacks: further Keras callbacks. Their time counts as training.
 
     Raises ``ValueError`` for numbers outside these ranges, before anything is trained; with ``saving`` what
     ``Snapshots`` raises, and ``Stopped``.
     """
-    epoch_steps = math.ceil(len(data) / _at_least_one("batch_size", batch_size))
+    epoch_steps = _epoch_steps(sampler, data, _at_least_one("batch_size", batch_size))
     if (epochs is None) == (steps is None):
         raise ValueError(f"give epochs or steps, one of them, got epochs={epochs} and steps={steps}")
     steps = _at_least_one("steps", steps) if epochs is None else _at_least_one("epochs", epochs) * epoch_steps
@@ -167,12 +171,13 @@ def train(
             f"{steps_per_execution}"
         )
     rate = schedule(learning_rate, steps, decay=decay, warmup_steps=warmup_steps)
-    model.compile(
-        OPTIMIZERS[optimizer](rate),
-        loss=trained_loss(loss, data),
-        steps_per_execution=steps_per_execution,
-        jit_compile=jit_compile,
-    )
+    with model.distribute_strategy.scope():
+        model.compile(
+            OPTIMIZERS[optimizer](rate),
+            loss=trained_loss(loss, data),
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+        )
     evaluator = Evaluator(model, data)
     recorder = _Recorder(evaluator, data, evaluate_every, steps)
     feedback = LossFeedback(model, sampler)
@@ -183,13 +188,16 @@ def train(
     with ExitStack() as stack:
         if saving is not None:
             parts = {"sampler": sampler, "recorder": recorder, **({"refresh": refreshing[0]} if refreshing else {})}
+            saving = replace(saving, workers=workers)
             entered = saved(model, feedback, parts, saving, lambda: recorder.steps, epoch_steps)
             together.append(stack.enter_context(entered))
         model.stop_training = False  # an earlier training may have left it so
         for first, last, length in _stretches(recorder.steps, steps, epoch_steps):
             if recorder.steps < steps and not model.stop_training:
+                prefetch = 0 if refresh else None
+                batches = _batches(data, sampler, batch_size, recorder.steps, steps, prefetch=prefetch)
                 model.fit(
-                    _batches(data, sampler, batch_size, recorder.steps, steps, prefetch=0 if refresh else None),
+                    batches if workers is None else workers.batches(batches),
                     initial_epoch=first,
                     epochs=last,
                     steps_per_epoch=length,
@@ -212,6 +220,10 @@ def train(
         figures=recorder.figures,
         advice=feedback.advice,
     )
+
+
+def _epoch_steps(sampler: Any, data: Data, batch_size: int) -> int:
+    return math.ceil(getattr(sampler, "epoch_samples", len(data)) / batch_size)
 
 
 def _stretches(done: int, steps: int, epoch_steps: int) -> list[tuple[int, int, int]]:
@@ -250,7 +262,7 @@ def _batches(data: Data, sampler: Any, batch_size: int, done: int, steps: int, p
     dataset = functools.partial(importance_dataset, (data.x, data.y), sampler, batch_size, prefetch=prefetch)
     if getattr(sampler, "epochs_vary", False):
         return dataset().repeat()  # of passes nobody knows how many it takes
-    epochs, rest = divmod(steps - done, math.ceil(len(data) / batch_size))
+    epochs, rest = divmod(steps - done, _epoch_steps(sampler, data, batch_size))
     if not rest:
         return dataset().repeat(epochs)
     last = dataset(batches=rest)
@@ -314,7 +326,7 @@ class Evaluator:
     """
 
     def __init__(self, model: keras.Model, data: Data) -> None:
-        self._model = model
+        self.model = model
         self._classes = data.num_classes
         self._loss = loss_for(data, reduction="sum")
         x, y = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (data.x, data.y))
@@ -337,7 +349,7 @@ class Evaluator:
     def _evaluate(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The sum of the losses, and for classes which samples are right (B,) bool."""
         # In float32 whatever the model computes in: a sum of 512 losses can overflow float16.
-        output = tf.cast(self._model(x, training=False), tf.float32)
+        output = tf.cast(self.model(x, training=False), tf.float32)
         right = tf.equal(tf.argmax(output, axis=-1), y) if self._classes else tf.zeros((0,), tf.bool)
         return self._loss(y, output), right
 
@@ -394,6 +406,7 @@ class _Recorder(keras.callbacks.Callback):
         """How far it is, and the rows so far."""
         return {
             "steps": self.steps,
+            "most": self._most,
             "seconds": self.clock.lap(),
             "first_step_seconds": self.first_step_seconds,
             "history": self.history,
@@ -403,7 +416,11 @@ class _Recorder(keras.callbacks.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
-        self.steps = checks.whole("steps", state["steps"], least=0, most=self._most)
+        most = checks.whole("most", state.get("most", self._most), least=1)
+        self.steps = checks.whole("steps", state["steps"], least=0, most=most)
+        if most != self._most:  # of another number of workers: as far as it was, of what it is now
+            self.steps = self.steps * self._most // most
+            self._evaluator.model.optimizer.iterations.assign(self.steps)
         self.clock = _Clock(checks.number("seconds", state["seconds"], 0.0, np.inf))
         self.first_step_seconds = checks.number("first_step_seconds", state["first_step_seconds"], 0.0, np.inf)
         self.history, self.curve, self.figures = list(state["history"]), list(state["curve"]), dict(state["figures"])
