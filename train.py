@@ -6,6 +6,7 @@
     python train.py --epochs 50 --print-config > long.yaml; python train.py --config long.yaml
 
     python train.py --dataset checker --compare uniform,importance,pruning --seeds 5 --budget 120s
+    python train.py --workers 2                             # processes on Ray that train one model
 
 It writes ``summary.json`` (the result), ``history.csv`` (a row an epoch) and ``config.yaml`` (all
 options, for ``--config``) into the output folder; with ``--evaluate-every``, ``curve.csv`` as well. A
@@ -18,11 +19,11 @@ From Python::
 
     outcome = run(Config(sampling="importance", dataset="checker", epochs=4))
 
-Options live in ``train_options``, the samplings in ``train_samplings``, snapshots and signals in ``train_saving``, the
-loop in :mod:`pipeline.training`, what a comparison says in :mod:`pipeline.comparing`. TensorFlow takes seconds
-to import, so it is imported after the options are known to be right. Exit status: 0 done, 1 the training failed, 2 a
-mistake in the options, 130 or 143 interrupted (SIGINT, SIGTERM): the step is finished, a snapshot saved, and the same
-command with ``--resume`` goes on.
+Options live in ``train_options``, the samplings in ``train_samplings``, snapshots and signals in ``train_saving``,
+several processes in ``train_workers``, the loop in :mod:`pipeline.training`, what a comparison says in
+:mod:`pipeline.comparing`. TensorFlow takes seconds to import, so it is imported after the options are known to be
+right. Exit status: 0 done, 1 the training failed, 2 a mistake in the options, 130 or 143 interrupted (SIGINT, SIGTERM):
+the step is finished, a snapshot saved, and the same command with ``--resume`` goes on.
 
 Where ``TF_CONFIG`` names other processes, all of them train one model, each on a part of the samples (docs/scale.md).
 """
@@ -41,13 +42,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from train_options import KEYS as KEYS
-from train_options import PROGRAM, Budget, check, methods_of, without_effect
+from train_options import PROGRAM, Budget, check, check_for_several, methods_of, without_effect
 from train_options import Config as Config
 from train_options import OptionError as OptionError
 from train_options import parse as parse
 from train_options import to_yaml as to_yaml
 from train_samplings import Task, make_sampler
 from train_saving import Interrupted, beginning, caught, going_on, saving_of
+from train_workers import launch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,9 +79,12 @@ class TrainingError(RuntimeError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with ``arguments`` (None: the command line's) and give its exit status."""
     try:
-        config = parse(sys.argv[1:] if arguments is None else list(arguments))
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        config = parse(arguments)
         if config.print_config:
             print(to_yaml(config), end="")
+        elif config.workers > 1 and not config.dry_run and not os.environ.get("TF_CONFIG"):
+            return launch(config, arguments)
         else:
             _execute(config)
     except SystemExit as stop:  # tyro has printed help (0) or an error (2)
@@ -229,14 +234,7 @@ def workers_of(config: Config) -> Workers | None:
     try:
         if task() is None:
             return None
-        for name, given, instead in (
-            ("compare", config.compare is not None, "compare in one process"),
-            ("budget", Budget.of(config).unit == "seconds", "give it in epochs or steps"),
-            ("sampling", config.sampling == "presampled", "take another one"),
-        ):
-            if given:
-                value = getattr(config, name)
-                raise OptionError(f"--{name} {value} is for one process, and TF_CONFIG names several; {instead}")
+        check_for_several(config)
         return Workers.here()
     except ValueError as error:
         raise OptionError(error) from error

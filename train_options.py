@@ -120,6 +120,8 @@ class Config:
     resume: bool = False
     """Go on from the newest snapshot in the output folder, with the options of its config.yaml; from the beginning
     where there is none."""
+    workers: int = 1
+    """Processes that train one model together, on Ray: each on a part of the samples, with --batch-size of its own."""
     compare: str | None = None
     """Several samplings, compared over --seeds: uniform,importance,pruning. Options of their own stand behind:
     uniform,importance:priority=sqrt:learning_rate=0.01. The first is what the others are held against."""
@@ -249,6 +251,7 @@ def check(config: Config) -> None:
     _require(config, "refresh", 0 <= config.refresh < math.inf, "at least 0 and finite")
     _require(config, "presample", 1 <= config.presample < math.inf, "at least 1 and finite")
     _require(config, "seeds", config.seeds >= 1, "at least 1")
+    _require(config, "workers", config.workers >= 1, "at least 1")
     finish = config.finish
     _require(config, "finish", finish is None or 0 <= finish <= 1, "in 0..1, or None")
     Budget.of(config)
@@ -258,6 +261,8 @@ def check(config: Config) -> None:
         raise OptionError(
             "--refresh is for samplings that remember losses; presampled scores what it draws from anyway"
         )
+    if config.workers > 1:
+        check_for_several(config)
     if config.resume and config.compare is not None:
         raise OptionError("--resume is for a single training; a comparison begins anew")
     try:
@@ -267,6 +272,18 @@ def check(config: Config) -> None:
     if config.compare is not None:
         for method in methods_of(config).values():
             check(method)
+
+
+def check_for_several(config: Config) -> None:
+    """Raise ``OptionError`` for what several processes cannot do together."""
+    for name, given, instead in (
+        ("compare", config.compare is not None, "compare in one process"),
+        ("budget", Budget.of(config).unit == "seconds", "give it in epochs or steps"),
+        ("sampling", config.sampling == "presampled", "take another one"),
+    ):
+        if given:
+            value = getattr(config, name)
+            raise OptionError(f"--{name} {value} is for one process, and here are several; {instead}")
 
 
 def without_effect(config: Config) -> list[str]:

@@ -17,12 +17,14 @@ from pipeline.losses import SparseCategoricalFocalCrossentropy, per_sample_loss,
 from pipeline.presampling import Presampler
 from pipeline.refresh import RefreshStalest, score_all
 from pipeline.sources import num_samples
+from pipeline.workers import Workers
 
 __all__ = [
     "LossFeedback",
     "Presampler",
     "RefreshStalest",
     "SparseCategoricalFocalCrossentropy",
+    "Workers",
     "feed_back",
     "importance_dataset",
     "importance_sampling",
