@@ -7,6 +7,7 @@
 
     python train.py --dataset checker --compare uniform,importance,pruning --seeds 5 --budget 120s
     python train.py --workers 2                             # processes on Ray that train one model
+    python train.py --scorers 2                             # processes on Ray that keep priorities fresh
 
 It writes ``summary.json`` (the result), ``history.csv`` (a row an epoch) and ``config.yaml`` (all
 options, for ``--config``) into the output folder; with ``--evaluate-every``, ``curve.csv`` as well. A
@@ -20,10 +21,10 @@ From Python::
     outcome = run(Config(sampling="importance", dataset="checker", epochs=4))
 
 Options live in ``train_options``, the samplings in ``train_samplings``, snapshots and signals in ``train_saving``,
-several processes in ``train_workers``, the loop in :mod:`pipeline.training`, what a comparison says in
-:mod:`pipeline.comparing`. TensorFlow takes seconds to import, so it is imported after the options are known to be
-right. Exit status: 0 done, 1 the training failed, 2 a mistake in the options, 130 or 143 interrupted (SIGINT, SIGTERM):
-the step is finished, a snapshot saved, and the same command with ``--resume`` goes on.
+several processes in ``train_workers`` and ``train_scorers``, the loop in :mod:`pipeline.training`, what a comparison
+says in :mod:`pipeline.comparing`. TensorFlow takes seconds to import, so it is imported after the options are known to
+be right. Exit status: 0 done, 1 the training failed, 2 a mistake in the options, 130 or 143 interrupted (SIGINT,
+SIGTERM): the step is finished, a snapshot saved, and the same command with ``--resume`` goes on.
 
 Where ``TF_CONFIG`` names other processes, all of them train one model, each on a part of the samples (docs/scale.md).
 """
@@ -49,6 +50,7 @@ from train_options import parse as parse
 from train_options import to_yaml as to_yaml
 from train_samplings import Task, make_sampler
 from train_saving import Interrupted, beginning, caught, going_on, saving_of
+from train_scorers import scoring
 from train_workers import launch
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from pipeline.saving import Saving
     from pipeline.training import Outcome
     from pipeline.workers import Workers
+    from train_scorers import Scoring
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit status
 TRIAL_STEPS, TRIAL_SHARE = 300, 0.1  # the most steps, and share of a budget in seconds, that a trial takes
@@ -110,7 +113,8 @@ def run(config: Config, *, callbacks: Sequence[keras.callbacks.Callback] = ()) -
     Raises ``OptionError`` for options that are wrong or do not fit the data.
     """
     check(config)
-    return prepare(in_steps(config)).train(callbacks)
+    with ExitStack() as stack:
+        return with_scorers(prepare(in_steps(config)), stack).train(callbacks)
 
 
 def _execute(config: Config) -> None:
@@ -118,6 +122,7 @@ def _execute(config: Config) -> None:
     from pipeline.checkpoints import SnapshotError
     from pipeline.saving import Stopped
     from sampler import DivergedError
+    from sampler.ray_calls import ShardLost
 
     workers = workers_of(config)
     if config.compare is not None:
@@ -136,6 +141,7 @@ def _execute(config: Config) -> None:
         return
     _check_folder(config.folder)
     with ExitStack() as stack:
+        plan = with_scorers(plan, stack, config.folder)  # before signals are caught: Ray asks for them too
         callbacks = [] if config.quiet else [stack.enter_context(progress(plan))]
         signals = stack.enter_context(caught())
         try:
@@ -153,7 +159,7 @@ def _execute(config: Config) -> None:
             raise Interrupted(number, stop.step, config.folder) from None
         except SnapshotError as error:
             raise OptionError(error) from error
-        except (DivergedError, OSError) as error:
+        except (DivergedError, ShardLost, OSError) as error:
             raise TrainingError(error) from error
         except Exception as error:
             raise lost_worker(error, config) if workers is not None else error from error
@@ -161,7 +167,8 @@ def _execute(config: Config) -> None:
         return
     write_results(plan, outcome)
     if not config.quiet:
-        said = advice(plan, outcome)
+        found = [] if plan.scoring is None else [plan.scoring.sentence()]
+        said = " ".join(found + [said for said in [advice(plan, outcome)] if said])
         print(f"{sentence(outcome)}; written to {config.folder}" + (f". {said}" if said else ""))
 
 
@@ -177,6 +184,7 @@ class Plan:
     model: keras.Model
     sampler: Any
     workers: Workers | None = None
+    scoring: Scoring | None = None
 
     @property
     def steps(self) -> int:
@@ -208,7 +216,7 @@ class Plan:
             evaluate_every=config.evaluate_every,
             saving=saving,
             workers=self.workers,
-            callbacks=callbacks,
+            callbacks=callbacks if self.scoring is None else [self.scoring.callback, *callbacks],
         )
 
     def __str__(self) -> str:
@@ -224,6 +232,7 @@ class Plan:
         return (
             f"{config.sampling} on {data.name}: {length}, {len(data):,} samples to train on, {len(data.x_test):,} to "
             f"test, {kind}, {self.model.name} with {self.model.count_params():,} parameters, seed {config.seed}"
+            + (f"; scorers: {config.scorers}, so no feedback lag and no gate" if config.scorers else "")
         )
 
 
@@ -277,7 +286,8 @@ def prepare(config: Config, *, trial: bool = False, workers: Workers | None = No
         reference = functools.partial(reference_losses, config, data, plan.steps, trial)
         labels = None if data.num_classes is None else data.y
         task = Task(len(data), plan.steps, labels, model, None if config.reference is None else reference)
-        plan = replace(plan, sampler=make_sampler(config, task, workers))
+        if not config.scorers:  # whose sampler needs Ray, which a dry run does not start
+            plan = replace(plan, sampler=make_sampler(config, task, workers))
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise OptionError(error) from error
     if config.scheme == "without_replacement" and config.batch_size > len(data):
@@ -288,6 +298,14 @@ def prepare(config: Config, *, trial: bool = False, workers: Workers | None = No
     if config.warmup_steps >= plan.steps:
         raise OptionError(f"--warmup-steps must be below the {plan.steps} steps, got {config.warmup_steps}")
     return plan
+
+
+def with_scorers(plan: Plan, stack: ExitStack, folder: Path | None = None) -> Plan:
+    """The plan with the sampler and the scorers that ``--scorers`` asks for, until ``stack`` is closed."""
+    try:
+        return stack.enter_context(scoring(plan, folder))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise OptionError(error) from error
 
 
 def reference_losses(config: Config, data: Data, steps: int, trial: bool) -> npt.NDArray[np.floating[Any]]:
@@ -324,7 +342,8 @@ def in_steps(config: Config) -> Config:
     import keras
 
     plan = prepare(replace(config, warmup_steps=0, decay="none", evaluate_every=None), trial=True)
-    trial = plan.train([_end_after(TRIAL_SHARE * budget.count)])
+    with ExitStack() as stack:
+        trial = with_scorers(plan, stack).train([_end_after(TRIAL_SHARE * budget.count)])
     keras.utils.clear_session()
     a_step = (trial.seconds - trial.first_step_seconds) / max(1, trial.steps - 1)
     steps = max(1, round(budget.count / a_step)) if a_step > 0 else 1
@@ -545,7 +564,7 @@ def advice(plan: Plan, outcome: Outcome) -> str | None:
 
 
 def summary(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """What goes into summary.json: equal for equal options, but for ``seconds``."""
+    """What goes into summary.json: equal for equal options, but for ``seconds``, and where there are scorers."""
     config = plan.config
     return {
         "sampling": config.sampling,
@@ -563,6 +582,7 @@ def summary(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "test_accuracy": outcome.test_accuracy,
         "worst_class_accuracy": outcome.worst_class_accuracy,
         "sampler": {name: value for name, value in plan.sampler.summary().items() if name not in OF_TIMING},
+        **({} if plan.scoring is None else {"scorers": plan.scoring.figures}),
     }
 
 

@@ -22,6 +22,7 @@ import tyro
 import yaml
 
 from train_samplings import SAMPLINGS, check_samplers
+from train_scorers import check_scorers
 
 PROGRAM = "train.py"
 
@@ -122,6 +123,10 @@ class Config:
     where there is none."""
     workers: int = 1
     """Processes that train one model together, on Ray: each on a part of the samples, with --batch-size of its own."""
+    scorers: int = 0
+    """Processes on Ray that score the samples not seen for longest with the newest model, beside a training by
+    importance. Losses then count as they arrive (--feedback-lag None, --gate none), and the first pass is whole, or
+    none."""
     compare: str | None = None
     """Several samplings, compared over --seeds: uniform,importance,pruning. Options of their own stand behind:
     uniform,importance:priority=sqrt:learning_rate=0.01. The first is what the others are held against."""
@@ -266,6 +271,7 @@ def check(config: Config) -> None:
     if config.resume and config.compare is not None:
         raise OptionError("--resume is for a single training; a comparison begins anew")
     try:
+        check_scorers(config)
         check_samplers(config)  # the samplers check what is theirs, whichever is chosen
     except (ValueError, TypeError) as error:
         raise OptionError(error) from error
