@@ -26,7 +26,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 import keras
 import numpy as np
@@ -35,6 +35,7 @@ import numpy.typing as npt
 from pipeline.refresh import Scorer
 from sampler import ShardedSampler, checks
 from sampler.base import Int64s
+from sampler.board import Board, News, Report, Tally
 from sampler.ray_calls import connect
 from sampler.shard_calls import Call
 
@@ -42,7 +43,7 @@ BATCH = 512  # samples a forward pass
 REST = 0.2  # seconds before a scorer that has nothing to do looks again
 SHARE = 0.1  # of the trainer's time, the most that publishing takes
 LAST_WORD = 10.0  # seconds in which scorers may end by themselves
-GONE = 60.0  # seconds for killed ones to be no more
+GONE = 60.0  # seconds for the board to answer, and for killed actors to be no more
 
 Recipe = Callable[[], tuple[keras.Model, Any, Any]]
 Weights = Sequence[npt.NDArray[Any]]
@@ -154,63 +155,6 @@ class PublishWeights(keras.callbacks.Callback):
 
 
 # --- the scorer's side ---
-
-
-class Report(NamedTuple):
-    """What a scorer says as it asks for news: in one call, or of all calls so far.
-
-    Attributes:
-        scorer: which one.
-        process: the number of its process.
-        step: of the weights that it has, or -1.
-        scored: samples, since it last asked.
-        seconds: that this took it.
-    """
-
-    scorer: int
-    process: int
-    step: int = -1
-    scored: int = 0
-    seconds: float = 0.0
-
-
-class News(NamedTuple):
-    """What a scorer is told: ``weights`` newer than its own, and their step, or None; and whether all is over."""
-
-    step: int
-    weights: Any
-    over: bool
-
-
-class Board:
-    """Holds the newest weights, or what stands for them, and adds up what scorers report."""
-
-    def __init__(self) -> None:
-        self._step, self._weights, self._over = -1, None, False
-        self._reports: dict[int, Report] = {}
-        self._processes: dict[int, set[int]] = {}
-
-    def publish(self, step: int, weights: Any) -> None:
-        """Put up weights, in place of those before them unless these are newer."""
-        if step >= self._step:
-            self._step, self._weights = step, weights
-
-    def ask(self, report: Report) -> News:
-        """Take a scorer's report, and tell it what is new to it."""
-        before = self._reports.get(report.scorer, Report(report.scorer, report.process))
-        scored, seconds = before.scored + report.scored, before.seconds + report.seconds
-        self._reports[report.scorer] = report._replace(scored=scored, seconds=seconds)
-        self._processes.setdefault(report.scorer, set()).add(report.process)
-        return News(self._step, self._weights if self._step > report.step else None, self._over)
-
-    def end(self) -> None:
-        """Have the scorers end."""
-        self._over, self._weights = True, None
-
-    def reports(self) -> tuple[list[Report], int]:
-        """Of each scorer what all its reports come to, and how many of them are processes after the first."""
-        again = sum(len(processes) - 1 for processes in self._processes.values())
-        return [self._reports[scorer] for scorer in sorted(self._reports)], again
 
 
 class Asked(Protocol):
@@ -332,7 +276,8 @@ class ScorerActor:
         scorer = StaleScorer(sampler, losses, model.set_weights, shards=shards, batch_size=batch_size)
 
         def ask(report: Report) -> News:
-            return News(*ray.get(board.ask.remote(report)))
+            news: News = ray.get(board.ask.remote(report))
+            return news
 
         def fetch(reference: list[Any]) -> Weights:
             arrays: Weights = ray.get(reference[0])
@@ -385,7 +330,6 @@ class Scorers:
         self._board_name, self._names = f"{name}-board", [f"{name}-scorer-{number}" for number in range(count)]
         self._gone: set[int] = set()
         self._told: dict[str, int | float] | None = None
-        self._start = time.monotonic()
         own = {"namespace": self._namespace, "max_restarts": restarts, "max_task_retries": restarts}
         self._board = self._ray.remote(Board).options(name=self._board_name, num_cpus=0, **own).remote()
         actor = self._ray.remote(ScorerActor)
@@ -412,26 +356,26 @@ class Scorers:
     def summary(self) -> dict[str, int | float]:
         """What they have done: one call, or none after ``end``.
 
-        ``scorers``, those not gone for good; ``scored``, samples; ``scored_per_second``, of the time since they were
-        made; ``scoring_seconds``, that this took all of them; ``scorer_restarts``; ``scored_step``, the newest step of
-        weights that a scorer has taken, or -1.
+        ``scorers``, those not gone for good; ``scored``, samples; ``scored_per_second``, of the time since the first of
+        them was ready; ``scoring_seconds``, that this took all of them; ``scorer_restarts``; ``scored_step``, the
+        newest step of weights that a scorer has taken, or -1.
         """
         if self._told is None:
-            reports, again = self._reports()
-            scored = sum(report.scored for report in reports)
+            tally = self._tally()
+            scored = sum(report.scored for report in tally.reports)
             return {
                 "scorers": len(self._actors) - len(self._gone),
                 "scored": scored,
-                "scored_per_second": scored / max(time.monotonic() - self._start, 1e-9),
-                "scoring_seconds": sum(report.seconds for report in reports),
-                "scorer_restarts": again,
-                "scored_step": max((report.step for report in reports), default=-1),
+                "scored_per_second": scored / tally.seconds if tally.seconds else 0.0,
+                "scoring_seconds": sum((report.seconds for report in tally.reports), 0.0),
+                "scorer_restarts": tally.again,
+                "scored_step": max((report.step for report in tally.reports), default=-1),
             }
         return self._told
 
     def processes(self) -> dict[int, int]:
         """The number of the process of each scorer that has reported so far."""
-        return {report.scorer: report.process for report in self._reports()[0]}
+        return {report.scorer: report.process for report in self._tally().reports}
 
     def end(self) -> None:
         """End the scorers and the board; when it returns, none sends anything more."""
@@ -449,13 +393,13 @@ class Scorers:
         while any(map(self._is_known, (*self._names, self._board_name))) and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def _reports(self) -> tuple[list[Report], int]:
+    def _tally(self) -> Tally:
         try:
-            reports, again = self._ray.get(self._board.reports.remote(), timeout=GONE)
-            return [Report(*report) for report in reports], again
+            tally: Tally = self._ray.get(self._board.tally.remote(), timeout=GONE)
+            return tally
         except self._ray.exceptions.RayError as error:
             logger.warning("what the scorers have done is not known, as the board does not answer: %.500s", error)
-            return [], 0
+            return Tally([], 0, 0.0)
 
     def _say_who_is_gone(self) -> None:
         running = [run for number, run in enumerate(self._runs) if number not in self._gone]

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from pipeline import LossFeedback, importance_dataset
-from pipeline.scorers import Board, PublishWeights, Report, ScoredSampler, Scorers, StaleScorer, keep_scoring
+from pipeline.scorers import PublishWeights, ScoredSampler, Scorers, StaleScorer, keep_scoring
+from sampler.board import Board, Report
 from sampler.shard import block_of
 from sampler.state_bytes import from_bytes, to_bytes
 from tests.sampler.shards_in_process import InProcess
@@ -165,7 +166,8 @@ def test_a_board_has_the_newest_weights_and_adds_up():
     assert board.ask(Report(0, 11, step=4, scored=5, seconds=0.5)) == (4, None, False)
     assert board.ask(Report(1, 12, step=4, scored=2, seconds=0.1)) == (4, None, False)
     assert board.ask(Report(0, 13)) == (4, "four", False)  # another process
-    assert board.reports() == ([(0, 13, -1, 5, 0.5), (1, 12, 4, 2, 0.1)], 1)
+    assert board.tally()[:2] == ([(0, 13, -1, 5, 0.5), (1, 12, 4, 2, 0.1)], 1)
+    assert board.tally().seconds >= 0 == Board().tally().seconds
     board.end()
     assert board.ask(Report(0, 13)).over
 
@@ -192,7 +194,7 @@ def test_a_scorer_takes_newer_weights_between_batches_and_rests_where_nothing_is
     assert [done for done, _ in rests] == [0, 0, 0, 5, 5, 5, 5]
     assert min(seconds for _, seconds in rests) > 0
     np.testing.assert_allclose(sampler.priorities(), 5.0 * LOSSES, rtol=1e-6)
-    (report,), again = board.reports()
+    (report,), again, _ = board.tally()
     assert (report.scored, report.step, again) == (40 + 47, 2, 0)
     assert report.process == os.getpid()
 
