@@ -155,6 +155,8 @@ def scoring(plan: Plan, folder: Path | None) -> Iterator[Plan]:
         one = Scoring(sampler, scorers, PublishWeights(sampler, scorers.publish))
         yield replace(plan, sampler=sampler, scoring=one)
         one.measure()
+    if snapshots is not None:
+        shutil.rmtree(snapshots.parent, ignore_errors=True)  # and what runs before it that were killed have left
 
 
 def _remove(sampler: ScoredSampler, snapshots: Path | None) -> None:

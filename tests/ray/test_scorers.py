@@ -328,8 +328,10 @@ def fit(sampler, scorers, model, source, each, batches):
 
 def test_a_killed_scorer_is_started_again_and_a_lost_one_is_a_warning(on_ray, caplog):
     """Both at work; one is killed, and what it has learnt stays; it comes back; killed again it is gone for good, and
-    the training goes on. Weights are 1/(N p) throughout.
+    the training goes on. Weights are 1/(N p) throughout. One that cannot be made is gone at once, and it is said why.
     """
+    from train_options import Config
+
     sampler, options, make, model, source = on_ray
     weights, killed = [], []
     draw = sampler._hand_out
@@ -364,6 +366,14 @@ def test_a_killed_scorer_is_started_again_and_a_lost_one_is_a_warning(on_ray, ca
     for drawn in weights:
         np.testing.assert_allclose(drawn.weight, 1 / (len(sampler) * drawn.probability), rtol=3e-7)
     assert sampler.model_step == 20
+
+    broken = functools.partial(make.func, Config(dataset="npz:nowhere.npz"))
+    with Scorers(options, broken, count=1) as scorers:
+        until(lambda: scorers.publish(0, []) or scorers.summary()["scorers"] == 0)
+    assert "scorer 0 of 1 is gone for good" in caplog.text
+    assert "nowhere.npz" in caplog.text
+    with pytest.raises(ValueError, match="3 scorers need as many shards, or two would score the same, got shards=2"):
+        Scorers(options, broken, count=3)
 
 
 # --- train.py
@@ -450,6 +460,7 @@ def test_a_run_is_interrupted_and_goes_on(with_token, tmp_path, capsys, caplog, 
             patch.setattr("train.caught", lambda: contextlib.nullcontext(Signals()))
             assert patiently(lambda: train.main(command)) == 128 + signal.SIGTERM
         assert not (tmp_path / "shards").exists()
+        (tmp_path / "shards" / "train-killed-0").mkdir(parents=True)  # as one that is killed leaves it
         before = saved[-1]
         assert train.main([*command, "--resume"]) == 0
     finally:
