@@ -25,6 +25,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -168,6 +169,7 @@ class LossFeedback(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the hooks in place; ``fit`` has made its training function just before, which is made anew."""
         self._install()
+        self._build_optimizer()
         self._begun = iterations_begun(self.sampler)
         self._fitted.make_train_function(force=True)
 
@@ -256,6 +258,14 @@ class LossFeedback(keras.callbacks.Callback):
                 self._gradient_norm.attach()
             except ValueError as error:
                 self._go_without_scores(error)
+
+    def _build_optimizer(self) -> None:
+        """So that its variables are not made inside the trace of the first step, which would then be traced twice."""
+        model, optimizer = self._fitted, self._fitted.optimizer
+        plain = type(model).train_step is keras.Model.train_step  # else nobody knows what it optimizes
+        if plain and model.built and optimizer is not None and not optimizer.built:
+            with model.distribute_strategy.scope():
+                optimizer.build(model.trainable_variables)
 
     def _remove(self) -> None:
         if self._originals:
@@ -477,9 +487,15 @@ class LossFeedback(keras.callbacks.Callback):
         epoch = getattr(self.sampler, "epoch_samples", len(self.sampler)) // batch
         return max(min(TOGETHER, epoch // SHARE) // execution, 1)
 
-    def _new_ring(self, _: tf.distribute.Strategy, rows: int, columns: tuple[str, ...], batch: int) -> Ring:
-        with tf.init_scope():
-            return Ring(rows, columns, batch)
+    def _new_ring(self, strategy: tf.distribute.Strategy, rows: int, columns: tuple[str, ...], batch: int) -> Ring:
+        """Made by another thread: a variable that is made inside a trace has TensorFlow trace the step once more."""
+
+        def make() -> Ring:
+            with strategy.scope():
+                return Ring(rows, columns, batch)
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(make).result()
 
     def _drain(self) -> None:
         if self._ring is None:
