@@ -41,7 +41,7 @@ mutate: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,fuzz]"
-	$(BIN)/python tests/fuzz/state_bytes.py -runs=10000000 -rss_limit_mb=2048 $(ARGS) .fuzz
+	$(BIN)/python tests/fuzz/state_bytes.py -runs=10000000 -rss_limit_mb=6000 $(ARGS) .fuzz
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

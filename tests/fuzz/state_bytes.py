@@ -1,7 +1,7 @@
 """A fuzzer of what reads states: bytes, and what the samplers make of the states that come out.
 
     pip install -e '.[fuzz]'                                              # atheris, for CPython 3.11 to 3.13 on Linux
-    python tests/fuzz/state_bytes.py -runs=10000000 -rss_limit_mb=2048 [folder of inputs worth keeping]
+    python tests/fuzz/state_bytes.py -runs=10000000 -rss_limit_mb=6000 [folder of inputs worth keeping]
     python tests/fuzz/state_bytes.py --without-coverage 100000            # seeded changes alone, without atheris
 
 Whatever the bytes are: nothing but a ``ValueError`` escapes, nothing is imported, opened, compiled, executed or
