@@ -16,6 +16,9 @@ from sampler.ray_calls import _enable_token, _on_loopback
 
 from .conftest import SECONDS, patiently, scheduler_of
 
+# Real Ray: in the long tests until it is known what they take on two idle cores.
+pytestmark = pytest.mark.soak
+
 ray = pytest.importorskip("ray")
 
 N, B = 60, 8

@@ -23,6 +23,9 @@ from sampler.ray_calls import ShardLost
 
 from .conftest import SECONDS, patiently, scheduler_of, stop, until
 
+# Real Ray: in the long tests until it is known what they take on two idle cores.
+pytestmark = pytest.mark.soak
+
 ray = pytest.importorskip("ray")
 
 N, SHARDS, B = 60, 2, 8

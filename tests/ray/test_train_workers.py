@@ -63,6 +63,8 @@ def process_of(folder: Path, rank: int) -> int:
     raise LookupError(rank)
 
 
+# Real Ray: in the long tests until it is known what they take on two idle cores.
+@pytest.mark.soak
 @pytest.mark.fault(27)
 @pytest.mark.usefixtures("with_token")
 def test_a_worker_is_killed_all_are_started_again_told_to_end_and_go_on(command: list[str], tmp_path: Path) -> None:
