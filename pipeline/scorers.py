@@ -37,7 +37,6 @@ from sampler import ShardedSampler, checks
 from sampler.base import Int64s
 from sampler.board import Board, News, Report, Tally
 from sampler.ray_calls import connect
-from sampler.shard_calls import Call
 
 BATCH = 512  # samples a forward pass
 REST = 0.2  # seconds before a scorer that has nothing to do looks again
@@ -53,7 +52,7 @@ logger = logging.getLogger("pipeline")
 
 
 class ScoredSampler(ShardedSampler):
-    """A ``ShardedSampler`` that knows which model its losses are of, and finds the stalest samples of some shards.
+    """A ``ShardedSampler`` that knows which model its losses are of.
 
     Args and errors are those of ``ShardedSampler``.
     """
@@ -72,20 +71,6 @@ class ScoredSampler(ShardedSampler):
         super().update(index, losses, step, score, mean_gradient_norm)
         if step is not None and np.size(step):
             self.model_step = max(self.model_step, int(np.max(step)) + 1)
-
-    def oldest(self, count: int, shards: Iterable[int]) -> tuple[Int64s, Int64s]:
-        """The ``count`` samples of these shards whose newest loss is the oldest, the oldest first, and its step.
-
-        (m,) int64 each, m ≤ count; the step is -1 of a sample of which nothing is known. A call a shard, behind all
-        updates.
-        """
-        self.flush()
-        calls = [Call(shard, "stalest", min(count, int(self._plan.size[shard]))) for shard in shards]
-        answers = zip(calls, self._patient.answers(calls), strict=True)
-        parts = [(index + self._plan.first[call.shard], known) for call, (index, known) in answers]
-        index, known = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.lexsort((index, known))[:count]
-        return index[order], known[order]
 
     def state_dict(self) -> dict[str, Any]:
         """As of a ``ShardedSampler``, and which model it is."""

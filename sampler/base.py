@@ -48,7 +48,29 @@ class DivergedError(ValueError):
     """Too many updates in a row held no finite loss."""
 
 
-class Sampler(Stateful):
+class CountsNonfinite:
+    """Losses that are not finite: they are counted and logged, and too many updates without any other are an error."""
+
+    max_nonfinite_updates: int
+    _nonfinite_updates: int  # in a row
+    _counts: dict[str, int]
+
+    def _check_nonfinite_updates(self, any_finite: bool) -> None:
+        in_a_row = 0 if any_finite else self._nonfinite_updates + 1
+        if in_a_row >= self.max_nonfinite_updates:
+            raise DivergedError(
+                f"{in_a_row} updates in a row held no finite loss; the training has diverged: lower the learning "
+                "rate, look at the data, or raise max_nonfinite_updates"
+            )
+        self._nonfinite_updates = in_a_row
+
+    def _count_nonfinite(self, index: Int64s) -> None:
+        self._counts["nonfinite"] += index.size
+        shown = ", ".join(map(str, index[:10])) + (", ..." if index.size > 10 else "")
+        logger.warning("%d losses were not finite; their samples keep their priorities: index %s", index.size, shown)
+
+
+class Sampler(CountsNonfinite, Stateful):
     """What all samplers share: the lock, the step, passes over all samples, feedback and its lag, the state."""
 
     uses_feedback = True  # whether draws depend on what ``update`` is told
@@ -416,20 +438,6 @@ class Sampler(Stateful):
         new = int((self._newest[learnt.index] < 0).sum())
         self._newest[learnt.index] = learnt.steps
         return new
-
-    def _check_nonfinite_updates(self, any_finite: bool) -> None:
-        in_a_row = 0 if any_finite else self._nonfinite_updates + 1
-        if in_a_row >= self.max_nonfinite_updates:
-            raise DivergedError(
-                f"{in_a_row} updates in a row held no finite loss; the training has diverged: lower the learning "
-                "rate, look at the data, or raise max_nonfinite_updates"
-            )
-        self._nonfinite_updates = in_a_row
-
-    def _count_nonfinite(self, index: Int64s) -> None:
-        self._counts["nonfinite"] += index.size
-        shown = ", ".join(map(str, index[:10])) + (", ..." if index.size > 10 else "")
-        logger.warning("%d losses were not finite; their samples keep their priorities: index %s", index.size, shown)
 
     # --- looking inside -----------------------------------------------------------------------
 

@@ -29,14 +29,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from sampler import batches, checks, priorities, ray_calls, weights
-from sampler.base import RECENT_DRAWS, SUMMED_DRAWS, DivergedError, Float32s, Float64s, Int64s, Sampler, _no_step_left
+from sampler.base import RECENT_DRAWS, SUMMED_DRAWS, CountsNonfinite, Float32s, Float64s, Int64s, Sampler, _no_step_left
 from sampler.ledger import Draw, frozen
 from sampler.priorities import Priority
 from sampler.shard_calls import Call, Calls, Patient
@@ -61,7 +61,7 @@ PENDING = 64  # at most; then an update waits for the oldest
 logger = logging.getLogger("sampler")
 
 
-class ShardedSampler(ShardedState):
+class ShardedSampler(CountsNonfinite, ShardedState):
     """Draws in proportion to priority as an ``ImportanceSampler`` does, from a store that several share.
 
     p is that of one store, p = (1-λ) q/Σq + λ/N, but for how old the totals of the shards are by which they are chosen;
@@ -400,20 +400,6 @@ class ShardedSampler(ShardedState):
         self._stamp = min(max(self._step, newest + 1, self._stamp + 1), checks.LARGEST_STEP)
         return np.array([self._stamp], np.int64)
 
-    def _check_nonfinite_updates(self, any_finite: bool) -> None:
-        in_a_row = 0 if any_finite else self._nonfinite_updates + 1
-        if in_a_row >= self.max_nonfinite_updates:
-            raise DivergedError(
-                f"{in_a_row} updates in a row held no finite loss; the training has diverged: lower the learning "
-                "rate, look at the data, or raise max_nonfinite_updates"
-            )
-        self._nonfinite_updates = in_a_row
-
-    def _count_nonfinite(self, index: Int64s) -> None:
-        self._counts["nonfinite"] += index.size
-        shown = ", ".join(map(str, index[:10])) + (", ..." if index.size > 10 else "")
-        logger.warning("%d losses were not finite; their samples keep their priorities: index %s", index.size, shown)
-
     # --- the shards ---------------------------------------------------------------------------
 
     def _tell(self, shard: int, status: Status) -> None:
@@ -450,13 +436,21 @@ class ShardedSampler(ShardedState):
 
     def stalest(self, count: int) -> Int64s:
         """The ``count`` samples of all shards of the greatest age, the oldest first: at most all N. A call a shard."""
-        count = min(checks.whole("count", count, least=1), self._size)
+        return self.oldest(checks.whole("count", count, least=1), range(self.shards))[0]
+
+    def oldest(self, count: int, shards: Iterable[int]) -> tuple[Int64s, Int64s]:
+        """The ``count`` samples of these shards whose newest loss is the oldest, the oldest first, and its step.
+
+        (m,) int64 each, m ≤ count; the step is -1 of a sample of which nothing is known. A call a shard, behind all
+        updates.
+        """
         self.flush()
-        asked = [Call(shard, "stalest", min(count, int(size))) for shard, size in enumerate(self._plan.size)]
-        answers = self._patient.answers(asked)
-        index = np.concatenate([index + first for (index, _), first in zip(answers, self._plan.first, strict=True)])
-        known = np.concatenate([known for _, known in answers])
-        return index[np.lexsort((index, known))[:count]]
+        calls = [Call(shard, "stalest", min(count, int(self._plan.size[shard]))) for shard in shards]
+        answers = zip(calls, self._patient.answers(calls), strict=True)
+        parts = [(index + self._plan.first[call.shard], known) for call, (index, known) in answers]
+        index, known = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.lexsort((index, known))[:count]
+        return index[order], known[order]
 
     def processes(self) -> list[int]:
         """The number of the process that each shard runs in, on whatever node."""
