@@ -5,7 +5,7 @@
     snapshots.save(step=1200)                   # now and then
 
 They are TensorFlow's own checkpoints: ``tf.train.CheckpointManager`` writes them, keeps the last few and makes each one
-appear as a whole. Inside is a single string, what ``pipeline.state_bytes`` makes of the parts' states, so a snapshot is
+appear as a whole. Inside is a single string, what ``sampler.state_bytes`` makes of the parts' states, so a snapshot is
 of one step or it is none: its checksum covers every part of it. Nothing in it can be run.
 
 A *part* is anything with ``state_dict`` and ``load_state_dict``. They are loaded in their order; a part that refuses
@@ -29,8 +29,8 @@ import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator  # which Keras names nowhere else
 
 from pipeline.results import write_whole
-from pipeline.state_bytes import NewerFormatError, State, from_bytes, sought, to_bytes
 from sampler import checks
+from sampler.state_bytes import NewerFormatError, State, from_bytes, sought, to_bytes
 
 FORMAT = 1
 NAME = "snapshot"

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.checkpoints import Part, SnapshotError, Snapshots
-from pipeline.state_bytes import State
 from pipeline.workers import Workers
 from sampler import Shard
+from sampler.state_bytes import State
 
 OF_LAYOUT = ("epoch_steps",)  # facts that differ between numbers of workers
 NOT_OF_ALL = ("midway",)  # parts that mean nothing to another number of workers
@@ -45,6 +45,10 @@ class Found(NamedTuple):
         return self.step / max(1, progress.get("most", self.step))
 
 
+def _world(workers: Workers | None) -> int:
+    return 0 if workers is None else workers.world
+
+
 def folder_of(root: Path, workers: Workers | None) -> Path:
     """The folder of a worker's snapshots, or of the only process's."""
     return root if workers is None else root / f"worker-{workers.rank}-of-{workers.world}"
@@ -63,10 +67,10 @@ def layouts(root: Path) -> dict[int, list[Path]]:
     return found
 
 
-def newest(root: Path, workers: Workers | None) -> Found | None:
-    """What can be gone on from; ``SnapshotError`` where there are snapshots, but no step is whole with all workers."""
-    there = layouts(root)
-    mine = 0 if workers is None else workers.world
+def newest(there: dict[int, list[Path]], mine: int) -> Found | None:
+    """What of ``layouts`` can be gone on from, best by as many as here, ``mine``; ``SnapshotError`` where there are
+    snapshots, but no step is whole with all workers.
+    """
     found = [each for world, folders in there.items() if (each := _common(world, folders)) is not None]
     if there and not found:
         names = ", ".join(str(folder) for folders in there.values() for folder in folders)
@@ -96,10 +100,10 @@ def go_on(snapshots: Snapshots, root: Path, workers: Workers | None) -> int | No
 
     Raises ``SnapshotError`` as ``Snapshots.restore``.
     """
-    mine, there = (0 if workers is None else workers.world), layouts(root)
+    mine, there = _world(workers), layouts(root)
     if workers is None and set(there) <= {0}:
         return snapshots.restore()  # with its own words for each that is damaged
-    found = newest(root, workers)
+    found = newest(there, mine)
     if found is None:
         return None
     rank = 0 if workers is None else workers.rank
@@ -152,7 +156,7 @@ def forget_others(root: Path, workers: Workers | None) -> None:
     """Remove the snapshots of other numbers of workers; done by the first worker, for all."""
     if workers is not None and workers.rank > 0:
         return
-    mine = 0 if workers is None else workers.world
+    mine = _world(workers)
     for world, folders in layouts(root).items():
         if world != mine:
             for folder in folders:

@@ -20,7 +20,7 @@ import h5py
 import keras
 import numpy as np
 
-from pipeline.state_bytes import State, from_bytes, to_bytes
+from sampler.state_bytes import State, from_bytes, to_bytes
 
 NAME, KEY = "sampler_state", "state"
 

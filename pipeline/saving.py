@@ -27,8 +27,8 @@ import keras
 from pipeline import going_on
 from pipeline.checkpoints import Part, Seeds, Snapshots, Variables
 from pipeline.feedback import LossFeedback
-from pipeline.state_bytes import State
 from pipeline.workers import Workers
+from sampler.state_bytes import State
 
 TOGETHER = 10  # steps between two questions of workers to each other
 

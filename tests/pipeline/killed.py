@@ -38,9 +38,9 @@ from pipeline import checkpoints, worker
 from pipeline.checkpoints import Snapshots
 from pipeline.data import Data
 from pipeline.saving import Saving
-from pipeline.state_bytes import State, from_bytes, to_bytes
 from pipeline.training import Outcome, make_reproducible, train
 from sampler import Draw, ImportanceSampler
+from sampler.state_bytes import State, from_bytes, to_bytes
 
 N, B, WIDTH, CLASSES = 24, 8, 5, 3  # three steps an epoch
 STEPS = {"loop": 12, "fit": 7}

@@ -25,8 +25,8 @@ import pytest
 
 from pipeline import importance_dataset
 from pipeline.checkpoints import Snapshots
-from pipeline.state_bytes import from_bytes, to_bytes
 from sampler import ImportanceSampler, PruningSampler, RankedSampler, UniformSampler
+from sampler.state_bytes import from_bytes, to_bytes
 from tests.sampler.states import PACKAGE, same
 
 N, B, LAG = 60, 6, 3
