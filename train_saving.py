@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -38,6 +39,15 @@ class Interrupted(Exception):
             "there"
         )
         self.number = number
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder and see that it can be written, before hours are spent; ``OptionError`` where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OptionError(f"--output {folder} cannot be written: {error}; choose another folder") from error
 
 
 def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:

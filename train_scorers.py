@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import keras
 
     from pipeline.scorers import PublishWeights, ScoredSampler, Scorers
-    from train import Plan
     from train_options import Config
+    from train_plan import Plan
 
 SHARDS = "shards"  # in the output folder: their snapshots, while the run goes on
 LAG, GATE = 4, "variance"  # what the options are where nobody gave them

@@ -16,9 +16,8 @@ import pytest
 import yaml
 
 import train
-import train_options
+import train_plan
 import train_samplings
-from pipeline.comparing import Run
 from pipeline.training import Outcome
 from sampler import PruningSampler
 from train import Config, OptionError, main, parse, to_yaml
@@ -237,7 +236,7 @@ def test_a_whole_data_set_a_batch_can_be_drawn_without_replacement(capsys):
 
 def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path, capsys, monkeypatch):
     (tmp_path / "taken").write_text("a file")
-    monkeypatch.setattr(train.Plan, "train", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(train_plan.Plan, "train", lambda *_: pytest.fail("it was trained"))
     assert main([*SMALL, "--output", str(tmp_path / "taken")]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -246,7 +245,7 @@ def test_an_interruption_is_status_130_and_writes_no_result(tmp_path, capsys, mo
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Plan, "train", interrupt)
+    monkeypatch.setattr(train_plan.Plan, "train", interrupt)
     assert main([*SMALL, "--output", str(tmp_path / "out")]) == 130
     assert "interrupted; no result was written" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
@@ -270,7 +269,7 @@ def rows_of(path):
 
 def test_a_dry_run_plans_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.Plan, "train", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(train_plan.Plan, "train", lambda *_: pytest.fail("it was trained"))
     assert main([*SMALL, "--dry-run", "--output", "out"]) == 0
     assert capsys.readouterr().out == (
         "importance on digits: 22 steps of 128 (2 epochs), 1,347 samples to train on, 450 to test, 10 classes, "
@@ -329,7 +328,7 @@ def test_a_run_writes_its_result_and_the_same_options_give_the_same(tmp_path, ca
     assert different["test_loss"] != summary["test_loss"]
 
 
-# --- samplings and comparisons --------------------------------------------------------------------
+# --- samplings ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", train_samplings.SAMPLINGS)
@@ -397,7 +396,7 @@ def test_a_run_by_loss_says_what_it_found(config, summary, better, said):
         def summary(self):
             return summary
 
-    plan = train.Plan(config, None, None, Sampler())
+    plan = train_plan.Plan(config, None, None, Sampler())
     outcome = Outcome(1, 1, 1.0, 0.1, 0.1, 0.9, None, None, [], [], advice=Told(better))
     assert train.advice(plan, outcome) == said
     by_heart = train.advice(plan, dataclasses.replace(outcome, train_loss=0.03)) or ""
@@ -411,78 +410,18 @@ def test_the_samplings_are_those_of_the_option():
 def test_a_budget_in_seconds_becomes_steps_by_a_trial(monkeypatch):
     def trial(plan, callbacks):
         assert isinstance(plan.sampler, PruningSampler)
-        assert (plan.config.decay, plan.config.warmup_steps, plan.steps) == ("none", 0, train.TRIAL_STEPS)
+        assert (plan.config.decay, plan.config.warmup_steps, plan.steps) == ("none", 0, train_plan.TRIAL_STEPS)
         return Outcome(1, 101, 2.5, 0.5, 0.1, 0.1, None, None, [], [])  # 20 ms for each step but the first
 
-    monkeypatch.setattr(train.Plan, "train", trial)
-    config = train.in_steps(Config(sampling="pruning", dataset="digits", budget="6s", warmup_steps=5))
+    monkeypatch.setattr(train_plan.Plan, "train", trial)
+    config = train_plan.in_steps(Config(sampling="pruning", dataset="digits", budget="6s", warmup_steps=5))
     assert config == Config(sampling="pruning", dataset="digits", budget="300steps", warmup_steps=5)
-    assert train.in_steps(config) is config
+    assert train_plan.in_steps(config) is config
 
 
 def test_a_trial_ends_after_its_share_of_the_seconds():
-    plan = train.prepare(Config(dataset="digits-longtail", budget="1s"), trial=True)
-    assert plan.train([train._end_after(0.0)]).steps == 2
-
-
-def test_methods_have_options_of_their_own():
-    config = Config(
-        dataset="digits", learning_rate=0.01, compare="uniform, importance:beta=0.5:learning-rate=0.02", seeds=3
-    )
-    methods = train_options.methods_of(config)
-    assert list(methods) == ["uniform", "importance:beta=0.5:learning-rate=0.02"]
-    first, second = methods.values()
-    assert first == dataclasses.replace(config, sampling="uniform", compare=None)
-    assert second == dataclasses.replace(first, sampling="importance", beta=0.5, learning_rate=0.02)
-
-
-def test_a_comparison_writes_its_files_and_can_be_had_again_from_its_config(tmp_path, capsys):
-    options = [
-        "--dataset",
-        "digits-longtail",
-        "--model",
-        "mlp",
-        "--compare",
-        "uniform,pruning:prune=0.4",
-        "--seeds",
-        "2",
-    ]
-    first, again = tmp_path / "first", tmp_path / "again"
-    assert main([*options, "--budget", "24steps", "--seed", "5", "--output", str(first)]) == 0
-    told = capsys.readouterr().out
-    assert "Final test loss, as a multiple of uniform's (paired over 2 seeds" in told
-    assert f"written to {first}" in told
-    assert sorted(path.name for path in first.iterdir()) == [
-        *("comparison.csv", "comparison.json", "comparison.png", "config.yaml", "curves.csv")
-    ]
-    rows = rows_of(first / "comparison.csv")
-    assert [(row["seed"], row["method"]) for row in rows] == [
-        (seed, method) for seed in "56" for method in ("uniform", "pruning:prune=0.4")
-    ]
-    assert {row["steps"] for row in rows} == {"24"}
-    assert len(rows_of(first / "curves.csv")) == 4 * 24  # at every step, as forty points would be more
-
-    options = ["--config", str(first / "config.yaml"), "--output", str(again), "--quiet", "--seeds", "1"]
-    assert main(options) == 0
-    assert capsys.readouterr().out == ""
-    for one, other in zip(rows[:2], rows_of(again / "comparison.csv"), strict=True):
-        assert (one["test_loss"], one["steps_to"]) == (other["test_loss"], other["steps_to"])
-
-
-def test_a_comparison_of_seconds_is_had_again_by_its_steps():
-    class Found:
-        methods = ("uniform", "importance:beta=0.5")
-        runs = tuple(train_run(name, steps) for name, steps in zip(methods, (291, 170), strict=True))
-
-    config = Config(compare=",".join(Found.methods), budget="1s")
-    again = train_options.methods_of(train._with_steps(config, Found()))
-    assert [(method.budget, method.beta) for method in again.values()] == [("291steps", 1.0), ("170steps", 0.5)]
-    same = dataclasses.replace(config, budget="3steps")
-    assert train._with_steps(same, Found()) is same
-
-
-def train_run(method, steps):
-    return Run(method, 0, steps, 1.0, 0.1, 0.1, 0.1, None, None, ())
+    plan = train_plan.prepare(Config(dataset="digits-longtail", budget="1s"), trial=True)
+    assert plan.train([train_plan._end_after(0.0)]).steps == 2
 
 
 @pytest.mark.parametrize(
@@ -498,25 +437,6 @@ def test_options_that_a_sampling_has_no_use_for_are_named(options, said, capsys)
     err = capsys.readouterr().err
     assert err.startswith(said)
     assert ("without effect" in err) == bool(said)
-
-
-def test_a_comparison_is_planned_without_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.Plan, "train", lambda *_: pytest.fail("it was trained"))
-    assert main(["--compare", "uniform,ranked", "--budget", "60s", "--seeds", "3", "--dry-run"]) == 0
-    first, second, seeds = capsys.readouterr().out.splitlines()
-    assert first.startswith("uniform on digits: 60 s of steps of 32,")
-    assert second.startswith("ranked on digits: ")
-    assert seeds == "each with 3 seeds"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_of_a_comparison_that_diverges_is_told_and_the_others_go_on(tmp_path, capsys):
-    path = tmp_path / "big.npz"
-    np.savez(path, x=np.full((40, 3), 3e38, np.float32), y=np.arange(40, dtype=np.float32))
-    options = ["--dataset", f"npz:{path}", "--batch-size", "2", "--output", str(tmp_path / "out")]
-    assert main([*options, "--compare", "uniform,importance", "--epochs", "1", "--seeds", "1"]) == 0
-    assert "uniform diverged in 1 of 1 runs" in capsys.readouterr().out
 
 
 # --- divergence -----------------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""How ``train.py --compare`` compares samplings: their runs over the seeds, and what is written and said of them.
+
+    from train_comparison import compare
+    from train_options import Config
+
+    comparison = compare(Config(dataset="checker", compare="uniform,pruning", seeds=3, budget="60s"))
+
+A comparison writes ``comparison.csv`` (a row a run), ``curves.csv``, ``comparison.json``, ``comparison.png`` and
+``config.yaml``. What it says is made in :mod:`pipeline.comparing`. TensorFlow is imported on use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from train_options import Budget, Config, check, methods_of, to_yaml
+from train_plan import in_steps, prepare
+from train_saving import check_folder
+
+if TYPE_CHECKING:
+    from pipeline.comparing import Comparison
+    from pipeline.training import Outcome
+
+CURVE_POINTS = 40  # of a run
+WIDTH = 120  # of the table where the output is no terminal
+
+
+def compare(config: Config) -> Comparison:
+    """Train all methods of ``config.compare`` over the seeds, and compare them; nothing is printed or written.
+
+    Raises ``OptionError`` for options that are wrong or do not fit the data.
+    """
+    check(config)
+    from pipeline.comparing import Comparison, take_turns
+
+    methods = {name: in_steps(method) for name, method in methods_of(config).items()}
+    steps = {name: prepare(method, trial=True).steps for name, method in methods.items()}
+    seeds = range(config.seed, config.seed + config.seeds)
+
+    def train_one(method: str, seed: int, tell: Callable[[int], None]) -> Outcome:
+        every = config.evaluate_every or max(1, steps[method] // CURVE_POINTS)
+        return _train_one(replace(methods[method], seed=seed, evaluate_every=every), tell)
+
+    return Comparison.of(take_turns(list(methods), seeds, train_one, steps))
+
+
+def _train_one(config: Config, tell: Callable[[int], None]) -> Outcome:
+    """One run of a comparison; one that diverges has losses that are not a number."""
+    import keras
+
+    from pipeline.training import diverged
+    from sampler import DivergedError
+
+    keras.utils.clear_session()
+    plan = prepare(config)
+    done = iter(range(1, plan.steps + 1))
+    progress = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tell(next(done)))
+    try:
+        return plan.train([progress])
+    except DivergedError:
+        return diverged(plan.steps)
+
+
+def execute_comparison(config: Config) -> None:
+    """What the program does with ``--compare``: the plans of a dry run, or the comparison, its files and its table."""
+    if config.dry_run:
+        for method in methods_of(config).values():
+            print(prepare(method, trial=True))
+        print(f"each with {config.seeds} seeds")
+        return
+    check_folder(config.folder)
+    comparison = compare(config)
+    said = write_comparison(config, comparison)
+    if not config.quiet:
+        _print_comparison(config, comparison)
+        print(f"\nwritten to {config.folder}{said}")
+
+
+def _print_comparison(config: Config, comparison: Comparison) -> None:
+    from rich.console import Console
+
+    from pipeline.comparing import to_tables, verdict
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    for table in to_tables(comparison, f"{config.dataset}, {config.budget or f'{config.epochs} epochs'}"):
+        console.print(table)
+    console.print(verdict(comparison), highlight=False, soft_wrap=True, markup=False)
+
+
+def write_comparison(config: Config, comparison: Comparison) -> str:
+    """Write the files of a comparison; comparison.json last. What to say where the picture is missing."""
+    from pipeline.comparing import to_dict, verdict
+    from pipeline.results import to_csv, to_json, write_whole
+
+    folder, said = config.folder, ""
+    write_whole(folder / "config.yaml", to_yaml(_with_steps(config, comparison)))
+    write_whole(folder / "comparison.csv", to_csv(comparison.rows()))
+    write_whole(folder / "curves.csv", to_csv(comparison.curve_rows()))
+    try:
+        from pipeline.comparison_plot import draw
+
+        draw(comparison, folder / "comparison.png", config.dataset)
+    except ImportError as error:
+        said = f", without a picture ({error}; the extra plots has it)"
+    write_whole(folder / "comparison.json", to_json({**to_dict(comparison), "verdict": verdict(comparison)}))
+    return said
+
+
+def _with_steps(config: Config, comparison: Comparison) -> Config:
+    """The same comparison with the steps in place of seconds: how many they come to depends on the machine."""
+    if Budget.of(config).unit != "seconds":
+        return config
+    steps = {run.method: run.steps for run in comparison.runs}
+    return replace(config, compare=",".join(f"{name}:budget={steps[name]}steps" for name in comparison.methods))
