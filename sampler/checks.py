@@ -175,6 +175,14 @@ def array(name: str, value: npt.ArrayLike, like: npt.NDArray[Any], *, least: flo
     return result
 
 
+def drawn_with(probability: Float64s) -> Float64s:
+    """(B,) the probabilities of samples that were drawn: each in (0, 1], or ``ValueError``."""
+    wrong = ~((probability > 0.0) & (probability <= 1.0))  # of NaN neither holds
+    if wrong.any():
+        raise ValueError(f"probabilities of draws must be in (0, 1], got {probability[wrong][0]:g}")
+    return probability
+
+
 def norm(value: npt.ArrayLike | None) -> float:
     """A ``mean_gradient_norm`` that was given, infinite where it is not finite, or NaN where none was."""
     if value is None:

@@ -240,7 +240,9 @@ class Ledger:
         steps, sizes = _checked_steps(state, next_step)
         names = {**COLUMNS, **(WATCHED if self.watching else {})}
         columns = [checks.array(name, state[name], np.empty(sizes.sum(), dtype)) for name, dtype in names.items()]
-        _check_drawn(columns[1], columns[2])
+        checks.drawn_with(columns[1])  # what no draw has would not be seen before its losses come back
+        if not (columns[2] > 0.0).all():
+            raise ValueError(f"weights of draws must be above 0, got {columns[2].min():g}")
         norms = (
             checks.array("norm", state["norm"], np.empty(steps.size)) if self.watching else np.full(steps.size, np.nan)
         )
@@ -322,12 +324,6 @@ def _places(flight: Flight, index: Int64s) -> tuple[Int64s, Int64s]:
 
 def _joined(parts: list[npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
     return np.concatenate(parts) if parts else np.empty(0, {**COLUMNS, **WATCHED}[name])
-
-
-def _check_drawn(probability: Float64s, weight: Float32s) -> None:
-    """What no draw has would not be seen before its losses come back."""
-    if not ((probability > 0.0) & (probability <= 1.0)).all() or not (weight > 0.0).all():
-        raise ValueError("probabilities of draws must be in (0, 1], and weights above 0")
 
 
 def _checked_steps(state: dict[str, Any], next_step: int) -> tuple[Int64s, Int64s]:

@@ -98,9 +98,7 @@ class ShardedState:
             generator, pool = np.random.default_rng(), Pool()
             generator.bit_generator.state = state["generator"]
             index = checks.indices(state["index"], self._size)
-            probability = checks.array("probability", state["probability"], np.empty(index.size), least=0.0)
-            if not ((probability > 0.0) & (probability <= 1.0)).all():
-                raise ValueError("probabilities must be in (0, 1]")
+            probability = checks.drawn_with(checks.array("probability", state["probability"], np.empty(index.size)))
             if index.size:
                 pool.put(index, probability)
             return {

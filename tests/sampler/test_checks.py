@@ -286,3 +286,11 @@ def test_an_array_of_a_state_that_does_not_fit():
         checks.array("newest", np.zeros(3), np.zeros(3, np.int32))
     with pytest.raises(ValueError, match="newest must be in the range of int32, got 2147483648"):
         checks.array("newest", np.array([1, 2**31, 5]), np.zeros(3, np.int32))
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.5, 1.0000001, np.nan, np.inf])
+def test_what_nothing_is_drawn_with(wrong):
+    fine = np.array([5e-324, 0.5, 1.0])
+    assert checks.drawn_with(fine) is fine
+    with pytest.raises(ValueError, match=rf"must be in \(0, 1\], got {wrong:g}"):
+        checks.drawn_with(np.append(fine, wrong))

@@ -56,15 +56,21 @@ def test_recent_losses_below_zero_where_they_may_be():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("probability", 0.0), ("probability", np.nan), ("probability", 1.5), ("weight", 0.0)]
+    ("name", "value", "words"),
+    [
+        ("probability", 0.0, r"probabilities of draws must be in \(0, 1\], got 0"),
+        ("probability", np.nan, r"probabilities of draws must be in \(0, 1\], got nan"),
+        ("probability", 1.5, r"probabilities of draws must be in \(0, 1\], got 1.5"),
+        ("weight", 0.0, "weights of draws must be above 0, got 0"),
+    ],
 )
-def test_draws_in_flight_that_no_sampler_has_made(name, value):
+def test_draws_in_flight_that_no_sampler_has_made(name, value, words):
     """Their losses would come back to a gate as not a number, and then no state of the sampler could be loaded."""
     sampler = ImportanceSampler(7, gate="speedup", feedback_lag=2, seed=0)
     sampler.draw(3)
     state = sampler.state_dict()
     state["in_flight"][name][1] = value
-    refused(sampler, state, r"damaged .*probabilities of draws must be in \(0, 1\], and weights above 0")
+    refused(sampler, state, f"damaged .*{words}")
 
 
 def test_weights_beyond_all_numbers_are_nothing_to_a_gate():
