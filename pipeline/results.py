@@ -14,28 +14,19 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sampler import files
+
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it sees the old one or the new one, never a part.
+    """Write a text so that whoever reads it sees the old one or the new one, never a part.
 
-    The text goes into a temporary file of the same folder, which then takes the name of ``path``. Where
-    writing fails (``OSError``) the old file is as it was and the temporary one is gone.
+    Raises ``OSError`` where writing fails; the old file is then as it was.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that their owner alone may read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    files.write_whole(path, text.encode())
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -58,9 +49,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # the only way to read it is to set it
-    os.umask(mask)
-    return mask

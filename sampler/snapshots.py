@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from pathlib import Path
 
+from sampler.files import write_whole
 from sampler.state_bytes import NewerFormatError, State, from_bytes, to_bytes
 
 FORMAT = 1
@@ -29,17 +29,10 @@ def write_snapshot(folder: Path, content: State) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     before = _snapshots(folder)
     number = int(before[-1].stem) + 1 if before else 1
-    path, part = folder / f"{number:08}{ENDING}", folder / PART
+    path = folder / f"{number:08}{ENDING}"
     try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync(folder)
+        write_whole(path, data, part=folder / PART, lasting=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise OSError(f"{path} takes {len(data)} bytes and could not be written: {error}") from error
     for old in _snapshots(folder)[:-KEEP]:
         with contextlib.suppress(OSError):
@@ -78,12 +71,3 @@ def newest_snapshot(folder: Path) -> State | None:
 def _snapshots(folder: Path) -> list[Path]:
     """The snapshots in ``folder``, the oldest first."""
     return sorted(path for path in folder.glob(f"*{ENDING}") if path.stem.isdecimal())
-
-
-def _sync(folder: Path) -> None:
-    """Have the names in ``folder`` on the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -9,7 +9,6 @@ import stat
 
 import pytest
 
-from pipeline import results
 from pipeline.results import to_csv, to_json, write_whole
 
 
@@ -46,7 +45,7 @@ def test_where_writing_fails_the_old_file_is_whole(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_whole(path, "new")
     assert path.read_text() == "old"

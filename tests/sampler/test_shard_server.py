@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 
 import numpy as np
 import pytest
 
-from sampler import snapshots
 from sampler.shard_options import Made, made_alike
 from sampler.shard_server import Order, ShardServer
 from sampler.snapshots import newest_snapshot, write_snapshot
@@ -207,7 +207,7 @@ def test_a_snapshot_that_cannot_be_written_is_told_and_the_last_one_stays(tmp_pa
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(snapshots.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"takes \d+ bytes and could not be written: .*No space left"):
         server.snapshot()
     assert "shard 1 could not write a snapshot" in server.status().trouble
