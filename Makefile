@@ -9,6 +9,7 @@
 # make bench-pipeline   measure the input pipelines
 # make bench-step   measure what the feedback and the loss of each sample cost a training step
 # make bench-learning   train every method on every task and say what each was worth: 80 minutes
+# make bench-scale   measure a store in shards and draws from blocks, and simulate larger ones: ten minutes, 10 GB
 # make peers   install what others offer under .peers, for make bench ARGS=--peers and make bench-pipeline ARGS=--peers
 #
 # Each sets up .venv first, where that was not done yet: Python 3.11 to 3.13, make and a package index are
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 MUTATION := cosmic-ray==8.7.0 parso==0.8.7 stevedore==5.10.0 attrs==26.1.0
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test soak coverage mutate fuzz check format bench bench-pipeline bench-step bench-learning peers clean
+.PHONY: train test soak coverage mutate fuzz check format bench bench-pipeline bench-step bench-learning bench-scale peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --dataset digits --compare uniform,importance --seeds 3 --epochs 20 $(ARGS)
@@ -63,6 +64,9 @@ bench-step: $(INSTALLED)
 
 bench-learning: $(INSTALLED)
 	$(BIN)/python -m benchmarks.learning $(ARGS)
+
+bench-scale: $(INSTALLED)
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 peers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peers.install $(ARGS)
