@@ -18,8 +18,9 @@ import pytest
 from pipeline.workers import task
 from train import main
 
-from . import one_of_several
+from . import one_of_several, short_training
 from .one_of_several import BATCHES, FEW, N
+from .short_training import STEPS, saved
 from .together import SECONDS, ended, started
 
 BOUND = 5.2  # standard errors that the worst of three components may be off: false alarms 6e-7
@@ -118,21 +119,10 @@ def test_workers_have_the_gradient_of_one_and_their_own_samples(world: int) -> N
 
 # --- train.py -------------------------------------------------------------------------------------
 
-STEPS = 150
-
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Of a short training on data of its own, an odd number of samples."""
-    generator = np.random.default_rng(1)
-    x = generator.normal(size=(203, 4)).astype(np.float32)
-    y = (x @ [1.0, -1.0, 2.0, 0.5]).astype(np.float32)[:, None]
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    np.savez(path, x=x, y=y)
-    return [
-        *("train.py", "--dataset", f"npz:{path}", "--model", "linear", "--batch-size", "8", "--evaluate-every", "10"),
-        *("--budget", f"{STEPS}steps", "--save-every", "10steps"),
-    ]
+    return ["train.py", *short_training.options(tmp_path_factory.mktemp("data")), "--evaluate-every", "10"]
 
 
 def results(folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -142,15 +132,10 @@ def results(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return {**summary, "seconds": None}, [",".join([row[0], *row[2:]]) for row in rows]
 
 
-def has_snapshot(folder: Path, step: int, rank: int) -> bool:
-    names = [path.name for path in (folder / "snapshots" / f"worker-{rank}-of-2").glob("snapshot-*.index")]
-    return any(int(name.removeprefix("snapshot-").removesuffix(".index")) >= step for name in names)
-
-
 def hit(workers: list[Any], rank: int, number: int, folder: Path, step: int) -> list[tuple[int, str, str]]:
     """Send a worker a signal once it has saved ``step``."""
     deadline = time.monotonic() + SECONDS
-    while not has_snapshot(folder, step, rank):
+    while saved(folder, rank) < step:
         assert time.monotonic() < deadline
         assert workers[rank].poll() is None, workers[rank].communicate()[1][-3000:]
         time.sleep(0.01)
@@ -177,8 +162,8 @@ def test_a_worker_is_killed_another_is_told_to_end_and_all_go_on_to_the_same_res
 
     told = hit(started(2, [*here, "--resume"]), 1, signal.SIGTERM, broken, 60)  # to one of them
     assert [status for status, _, _ in told] == [143, 143], "".join(told[0][2:])[-3000:]
-    saved = [sorted(path.name for path in folder.glob("*.index")) for folder in (broken / "snapshots").iterdir()]
-    assert saved[0] == saved[1]  # of the same steps
+    steps = [sorted(path.name for path in folder.glob("*.index")) for folder in (broken / "snapshots").iterdir()]
+    assert steps[0] == steps[1]  # of the same steps
 
     alone = shutil.copytree(broken, tmp_path / "alone")
     assert main([*command[1:], "--output", str(alone), "--resume", "--quiet"]) == 0  # by one process

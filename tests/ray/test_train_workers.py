@@ -12,26 +12,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from train import main
 
+from ..pipeline import short_training
+from ..pipeline.short_training import STEPS, saved
 from .conftest import until
 
 ROOT = Path(__file__).parents[2]
-STEPS = 150
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
-    generator = np.random.default_rng(1)
-    x = generator.normal(size=(203, 4)).astype(np.float32)
-    np.savez(tmp_path / "small.npz", x=x, y=(x @ [1.0, -1.0, 2.0, 0.5]).astype(np.float32)[:, None])
-    return [
-        *("--dataset", f"npz:{tmp_path / 'small.npz'}", "--model", "linear", "--batch-size", "8"),
-        *("--budget", f"{STEPS}steps", "--save-every", "10steps", "--output", str(tmp_path / "run")),
-    ]
+    return [*short_training.options(tmp_path), "--output", str(tmp_path / "run")]
 
 
 def started(arguments: list[str]) -> subprocess.Popen[str]:
@@ -43,12 +37,6 @@ def started(arguments: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def saved(folder: Path, rank: int) -> int:
-    """The newest step that a worker has saved, -1 where there is none."""
-    names = [path.stem for path in (folder / "snapshots" / f"worker-{rank}-of-2").glob("snapshot-*.index")]
-    return max([int(name.removeprefix("snapshot-")) for name in names], default=-1)
 
 
 def process_of(folder: Path, rank: int) -> int:
