@@ -224,7 +224,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 def test_a_source_that_is_dropped_takes_its_thread_with_it() -> None:
     gc.collect()
     before = threading.active_count()
-    for _ in range(1000):
+    for _ in range(200):
         ItemSource(Items([1, 2])).take(np.array([0]))
     wait_for(lambda: threading.active_count() <= before)
 

@@ -72,9 +72,9 @@ def deviation(values: np.ndarray, truth: float) -> float:
 # --- unbiased -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("beta", "weighted"), [(1.0, False), (0.4, False), (0.4, True), (0.0, True)])
+@pytest.mark.parametrize(("beta", "weighted"), [(1.0, False), (0.4, True), (0.0, True)])
 def test_loss_and_metrics_estimate_those_of_the_data_set(beta: float, weighted: bool) -> None:
-    """150 epochs' figures, their mean within 4.5 standard errors, 10 times: a false alarm in 15,000 seeds.
+    """150 epochs' figures, their mean within 4.5 standard errors, 9 times: a false alarm in 16,000 seeds.
 
     A metric is a ratio of sums over the 24 draws of an epoch, with a bias of its own of a part of a standard error.
     """

@@ -1,4 +1,5 @@
-"""The contract of every kind of source: each index gives exactly its own element, in 10^4 random batches.
+"""The contract of every kind of source: each index gives exactly its own element, in 10^4 random batches, half of them
+from memory and half from a cache on disk.
 
 The loop runs in one graph, which compares as it goes; what it compares with is the whole data set as one batch.
 """
@@ -16,7 +17,7 @@ from pipeline.sources import as_source
 
 from .kinds import KINDS, B, N, drawn, ragged, rebatched, varying
 
-BATCHES, A_CALL = 10_000, 10
+BATCHES, A_CALL = 5_000, 10
 EVERY = {**KINDS, "of varying shape": lambda: (varying(), varying())}
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from .forking import Forked
+
 SECONDS = 300.0  # far more than it takes, also on a busy machine
 
 
@@ -24,28 +22,14 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def started(world: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
+def started(world: int, arguments: Sequence[str]) -> list[Forked]:
     """``python ARGUMENTS`` as each of ``world`` workers."""
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(world)]}
-    return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-                "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}}),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    tasks = [{"cluster": cluster, "task": {"type": "worker", "index": rank}} for rank in range(world)]
+    return [Forked(arguments, {**os.environ, "TF_CONFIG": json.dumps(each)}) for each in tasks]
 
 
-def ended(workers: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def ended(workers: Sequence[Forked]) -> list[tuple[int, str, str]]:
     """``(exit status, output, errors)`` of each; none is left behind."""
     try:
         said = [worker.communicate(timeout=SECONDS) for worker in workers]
