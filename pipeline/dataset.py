@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from pipeline.epochs import epoch_samples
 from pipeline.iterations import iterations_begun as iterations_begun
 from pipeline.iterations import iterations_over
 from pipeline.memory import Array, aligned, weakly
@@ -140,7 +141,7 @@ def importance_dataset(
         )
     if map_fn is None:
         _check_parts(data.spec)
-    samples = getattr(sampler, "epoch_samples", len(sampler))  # fewer, for one of several workers
+    samples = epoch_samples(sampler, len(sampler))
     steps = math.ceil(samples / batch_size) if batches is None else checks.whole("batches", batches, least=1)
     plan = _plan(data, batch_size, prefetch, sampler.feedback_lag, steps, 0 if each is None else each.held)
     return _epoch(_Feeder(data, sampler, batch_size, steps, plan, each))

@@ -1,4 +1,6 @@
-"""Epochs whose length is known only as they end, and how ``fit`` comes to end them there.
+"""How long an epoch is, and how ``fit`` comes to end one whose length is known only then.
+
+    steps = math.ceil(epoch_samples(sampler, len(data)) / batch_size)
 
 A sampler that leaves samples out (``PruningSampler``, ``SelectiveSampler``) makes epochs of fewer batches, and of how
 many it cannot say before they begin. Such a dataset has an unknown cardinality, and ends where the sampler's pass does.
@@ -19,6 +21,14 @@ import inspect
 from typing import Any
 
 from pipeline.iterations import iterations_over
+
+
+def epoch_samples(sampler: Any, num_samples: int) -> int:
+    """How many samples an epoch draws, at most: N, ``num_samples``; of a ``Shard`` as many as the largest block has.
+
+    N is asked for because not every sampler knows it: a ``Presampler`` draws from a stream.
+    """
+    return getattr(sampler, "epoch_samples", num_samples)
 
 
 def end_epoch(model: Any, sampler: Any, batch: int) -> None:

@@ -35,7 +35,7 @@ from pipeline import user_weights
 from pipeline.advice import Advice
 from pipeline.compiled import build_from_spec, is_a_sum, kind_of_loss, restore, rowwise, weigh_metrics, with_axis
 from pipeline.dataset import iterations_begun
-from pipeline.epochs import end_epoch
+from pipeline.epochs import end_epoch, epoch_samples
 from pipeline.figures import Figures
 from pipeline.ring import Ring
 from pipeline.scores import SCORES, GradientNorm, Watched
@@ -484,7 +484,7 @@ class LossFeedback(keras.callbacks.Callback):
         """
         if self.sampler.feedback_lag is not None:
             return 1
-        epoch = getattr(self.sampler, "epoch_samples", len(self.sampler)) // batch
+        epoch = epoch_samples(self.sampler, len(self.sampler)) // batch
         return max(min(TOGETHER, epoch // SHARE) // execution, 1)
 
     def _new_ring(self, strategy: tf.distribute.Strategy, rows: int, columns: tuple[str, ...], batch: int) -> Ring:

@@ -38,6 +38,7 @@ import tensorflow as tf
 from pipeline.advice import Advice
 from pipeline.data import Array, Data
 from pipeline.dataset import importance_dataset
+from pipeline.epochs import epoch_samples
 from pipeline.feedback import LossFeedback
 from pipeline.losses import SparseCategoricalFocalCrossentropy
 from pipeline.models import loss_for
@@ -223,7 +224,7 @@ def train(
 
 
 def _epoch_steps(sampler: Any, data: Data, batch_size: int) -> int:
-    return math.ceil(getattr(sampler, "epoch_samples", len(data)) / batch_size)
+    return math.ceil(epoch_samples(sampler, len(data)) / batch_size)
 
 
 def _stretches(done: int, steps: int, epoch_steps: int) -> list[tuple[int, int, int]]:
