@@ -90,8 +90,13 @@ def _forker() -> subprocess.Popen[str]:
     environment = {**os.environ, **quiet, **without_threads}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     forker = subprocess.Popen([sys.executable, "-m", __name__], cwd=ROOT, env=environment, text=True, **pipes)
-    atexit.register(forker.kill)
+    atexit.register(_end, forker)
     return forker
+
+
+def _end(forker: subprocess.Popen[str]) -> None:
+    with forker:  # closes the pipes, and waits
+        forker.kill()
 
 
 def serve() -> None:
