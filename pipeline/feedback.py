@@ -3,9 +3,8 @@
     model.compile("adam", loss="sparse_categorical_crossentropy")
     model.fit(train, epochs=5, callbacks=[LossFeedback(model, sampler)])
 
-How it gets at the loss of each sample: the compiled loss is linear in the sample weights, L = (1/B) Σ w ℓ, so its
-gradient with respect to the weights, times B, *is* the unweighted loss of each sample, whatever the loss and however
-it is put together. One tape around ``compute_loss`` gives it, for next to nothing.
+How it gets at the loss of each sample: the compiled loss is linear in the sample weights, and its gradient with
+respect to them gives it, for next to nothing (:mod:`pipeline.steps`).
 
 How it gets out of the compiled step: the step writes losses, index and step into small variables
 (:mod:`pipeline.ring`), and the callback reads them after each batch. That works in graph mode, with XLA, several steps
@@ -39,6 +38,7 @@ from pipeline.epochs import end_epoch, epoch_samples
 from pipeline.figures import Figures
 from pipeline.ring import Ring
 from pipeline.scores import SCORES, GradientNorm, Watched
+from pipeline.steps import Step
 
 HOOKS = (
     "train_step",
@@ -302,7 +302,7 @@ class LossFeedback(keras.callbacks.Callback):
             )
         before = self._weights_before()
         with self._watching() as watched:
-            self._own.step = step = _Step(sampling, self._own_weight(sampling, y), self._unbiased(sampling), watched)
+            self._own.step = step = Step(sampling, self._own_weight(sampling, y), self._unbiased(sampling), watched)
             try:
                 logs = self._originals["train_step"]((x, y, step.weight))
             finally:
@@ -334,31 +334,9 @@ class LossFeedback(keras.callbacks.Callback):
                 "the model's train_step called compute_loss without sample_weight, so the importance weights would be "
                 "lost; pass it on: self.compute_loss(x, y, y_pred, sample_weight)"
             )
-        with tf.GradientTape(watch_accessed_variables=False) as again:
-            again.watch(sample_weight)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(sample_weight)
-                loss = self._own_loss(x, y, y_pred, sample_weight, training)
-            gradient = tape.gradient(loss, sample_weight)
-        summed = is_a_sum(self._fitted)
-        if gradient is not None and again.gradient(gradient, sample_weight) is not None:
-            raise ValueError(
-                "the loss is not linear in the sample weights, so its derivative by them is not the loss of each "
-                "sample, and weighted training would be biased; let compute_loss, or the loss, end in the sum or the "
-                "mean of losses times weights, not divided by the sum of the weights"
-            )
-        if gradient is None:
-            raise ValueError(
-                "the loss does not depend on the sample weights, so importance weights would have no effect and "
-                "training would be biased; let compute_loss, or the loss, use sample_weight"
-            )
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        known = sample_weight.shape[0]  # as good as always; then nothing is to be computed in every step
-        batch = tf.cast(tf.shape(sample_weight)[0], tf.float32) if known is None else float(known)
-        step.divisor = 1.0 / replicas if summed else batch
-        step.losses = tf.cast(gradient, tf.float32)
-        if not summed:
-            step.losses *= batch * replicas
+        loss = step.differentiated(
+            lambda: self._own_loss(x, y, y_pred, sample_weight, training), sample_weight, lambda: is_a_sum(self._fitted)
+        )
         if step.watched is not None:
             self._score(step, step.watched)
         return loss
@@ -370,7 +348,7 @@ class LossFeedback(keras.callbacks.Callback):
         if getattr(self.sampler, "gated", False):
             logger.warning("the sampler's gate gets no scores, so draws stay uniform: %s", error)
 
-    def _score(self, step: _Step, watched: Watched) -> None:
+    def _score(self, step: Step, watched: Watched) -> None:
         try:
             score = watched.norms(step.losses)
         except ValueError as error:
@@ -389,17 +367,13 @@ class LossFeedback(keras.callbacks.Callback):
         step, own = self._current, self._originals["compute_metrics"]
         if step is None:
             return own(x, y, y_pred, sample_weight)
-        return own(x, y, y_pred, step.unbiased if step.own is None else step.unbiased * step.own)
+        return own(x, y, y_pred, step.for_report())
 
     def _track_loss(self, values: Any, *args: Any, **options: Any) -> Any:
         """The loss for the report, with what a partial correction, β < 1, leaves out."""
         step, tracker = self._current, self._fitted._loss_tracker
         if step is not None and step.losses is not None:
-            missing = step.unbiased - step.sampling["weight"]
-            if step.own is not None:
-                missing *= step.own
-            left_out = tf.reduce_sum(tf.math.multiply_no_nan(step.losses, missing)) / step.divisor
-            values = values + tf.cast(left_out, values.dtype)
+            values = values + tf.cast(step.left_out(), values.dtype)
         return type(tracker).update_state(tracker, values, *args, **options)
 
     def _logs(self, logs: Any) -> Any:
@@ -418,7 +392,7 @@ class LossFeedback(keras.callbacks.Callback):
             self._evaluating -= 1
 
     @property
-    def _current(self) -> _Step | None:
+    def _current(self) -> Step | None:
         return getattr(self._own, "step", None)
 
     def _importance(self) -> tf.Tensor | None:
@@ -458,7 +432,7 @@ class LossFeedback(keras.callbacks.Callback):
 
     # --- the way out of the compiled step ---
 
-    def _write(self, step: _Step) -> None:
+    def _write(self, step: Step) -> None:
         batch = step.losses.shape[0]
         if batch is None:
             raise ValueError(
@@ -515,19 +489,6 @@ class LossFeedback(keras.callbacks.Callback):
 
 def _axis_given(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda data: with_axis(step(data))
-
-
-class _Step:
-    """What is known of the training step that is traced or run."""
-
-    def __init__(
-        self, sampling: dict[str, tf.Tensor], own: tf.Tensor | None, unbiased: tf.Tensor, watched: Watched | None
-    ) -> None:
-        self.sampling, self.own, self.unbiased, self.watched = sampling, own, unbiased, watched
-        self.weight = sampling["weight"] if own is None else sampling["weight"] * own
-        self.losses: Any = None  # (B,) float32
-        self.scores: dict[str, tf.Tensor] = {}  # (B,) each, where there are any
-        self.divisor: Any = None  # of the sum over the batch, in the loss
 
 
 def _is_running(method: Any, owner: Any) -> bool:
