@@ -9,7 +9,7 @@
 # make bench-pipeline   measure the input pipelines
 # make bench-step   measure what the feedback and the loss of each sample cost a training step
 # make bench-learning   train every method on every task and say what each was worth: 80 minutes
-# make bench-scale   measure a store in shards and draws from blocks, and simulate larger ones: ten minutes, 10 GB
+# make bench-scale   measure a store in shards and draws from blocks, and simulate larger ones: twelve minutes, 10 GB
 # make peers   install what others offer under .peers, for make bench ARGS=--peers and make bench-pipeline ARGS=--peers
 #
 # Each sets up .venv first, where that was not done yet: Python 3.11 to 3.13, make and a package index are

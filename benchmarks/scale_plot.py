@@ -74,7 +74,7 @@ def throughput(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xticks(sorted({row["shards"] for row in stores}))
     axes.xaxis.set_major_formatter("{x:.0f}")
     top = max(row[f"one_{verb}s_per_second"] for row in stores for verb in ("draw", "update"))
-    axes.set_ylim(top=12 * top)
+    axes.set_ylim(top=60 * top)
     axes.plot([], [], color=FAINT, linewidth=1.2, dashes=(4, 2), label="the same in one process")
     told(axes, "shards", "samples a second (median, quartiles)")
 

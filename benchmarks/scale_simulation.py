@@ -152,7 +152,7 @@ class Units(NamedTuple):
             trip=line([(row["shards"], row["round_trip_us"]) for row in shards]),
             memory=line(single),
             restart=line(killed),
-            one_memory=line([(row["num_samples"], row["resident_bytes"]) for row in ones]),
+            one_memory=line([(row["num_samples"], row["resident_bytes"]) for row in ones], floor=0.1),
             one_write=line([(row["num_samples"], row["snapshot_s"]) for row in ones]),
             one_load=line([(row["num_samples"], row["load_s"]) for row in ones]),
             sizes=tuple(float(row["num_samples"]) for row in ones),
@@ -183,15 +183,18 @@ def verb(stores: Sequence[Row], cost: str, calls: str, *, client: bool) -> Verb:
     return Verb(*nonnegative(columns, up))
 
 
-def line(points: Sequence[tuple[float, float]]) -> Line:
+def line(points: Sequence[tuple[float, float]], *, floor: float = 1e-3) -> Line:
     """The constant part and one a unit, neither negative."""
     across = np.array([[1.0, first] for first, _ in points])
-    return Line(*nonnegative(across, np.array([second for _, second in points], np.float64)))
+    return Line(*nonnegative(across, np.array([second for _, second in points], np.float64), floor=floor))
 
 
-def nonnegative(columns: Floats, up: Floats) -> list[float]:
-    """Least squares of the relative errors, without negative coefficients."""
-    scale = np.maximum(np.abs(up), max(1e-3 * float(np.abs(up).max()), 1e-12))  # no figure below counts for more
+def nonnegative(columns: Floats, up: Floats, *, floor: float = 1e-3) -> list[float]:
+    """Least squares of the relative errors, without negative coefficients.
+
+    No figure counts for more than one of ``floor`` times the greatest: what is small is more noise than figure.
+    """
+    scale = np.maximum(np.abs(up), max(floor * float(np.abs(up).max()), 1e-12))
     size = np.maximum(np.abs(columns).max(axis=0), 1e-12)  # of a column, so that all are of one size
     solution, _ = nnls(columns / size / scale[:, None], up / scale)
     return [float(value) for value in solution / size]
@@ -378,14 +381,18 @@ def simulated(layout: Layout, num_samples: int, workers: int, units: Units, assu
         return {**named(layout, num_samples, workers), "fits": False, "why": "one process cannot train as several"}
     if layout != "shards":
         return in_process(layout, num_samples, workers, units, assume)
-    tried = [
-        in_shards(shards, num_samples, workers, units, assume, seed)
-        for shards in (2**power for power in range(int(math.log2(MOST_SHARDS)) + 1))
-        if shards <= num_samples
-    ]
-    fitting = [row for row in tried if row["fits"]]
-    best = max(row["part"] for row in fitting) if fitting else 0.0
-    return next((row for row in fitting if row["part"] >= 0.995 * best), tried[-1])  # the fewest that are as good
+    powers = [2**power for power in range(int(math.log2(min(MOST_SHARDS, num_samples))) + 1)]
+    fitting = [shards for shards in powers if placed(shards, num_samples, workers, units, assume)[2]]
+    tried = [in_shards(shards, num_samples, workers, units, assume, seed) for shards in fitting or powers[-1:]]
+    best = max(row["part"] for row in tried)
+    return next(row for row in tried if row["part"] >= 0.995 * best)  # the fewest that are as good
+
+
+def placed(shards: int, num_samples: int, workers: int, units: Units, assume: Assumptions) -> tuple[float, int, bool]:
+    """Bytes of a shard, machines, and whether the shards have room on these."""
+    memory = units.memory.at(num_samples / shards)
+    machines = max(-(-workers // assume.processes), math.ceil(shards * memory / (assume.machine_gb * GIGABYTE)))
+    return memory, machines, memory <= assume.machine_gb * GIGABYTE and shards <= assume.shards * machines
 
 
 def named(layout: Layout, num_samples: int, workers: int) -> Row:
@@ -427,8 +434,7 @@ def in_shards(shards: int, num_samples: int, workers: int, units: Units, assume:
     A shard that dies, or its node, is waited for, but for what is ahead; trainers die as they do in every layout.
     """
     own = num_samples / shards
-    memory = units.memory.at(own)
-    machines = max(-(-workers // assume.processes), math.ceil(shards * memory / (assume.machine_gb * GIGABYTE)))
+    memory, machines, fits = placed(shards, num_samples, workers, units, assume)
     step = assume.step_ms * 1e-3
     line = queue(
         units,
@@ -450,7 +456,7 @@ def in_shards(shards: int, num_samples: int, workers: int, units: Units, assume:
     return {
         **named("shards", num_samples, workers),
         "shards": shards,
-        "fits": memory <= assume.machine_gb * GIGABYTE and shards <= assume.shards * machines,
+        "fits": fits,
         "gb_a_shard": memory / GIGABYTE,
         "machines": machines,
         "calls_a_step": sent.calls * workers,

@@ -149,9 +149,16 @@ class Flow:
     processes: Sequence[int] = ()  # of the shards
     usage: dict[str, Usage] = field(default_factory=lambda: {"draw": Usage(), "update": Usage()})
 
+    def steps(self, seconds: float) -> int:
+        """Warm up; about ``seconds`` of steps, or so many that what is ahead at the start is a small part."""
+        least = 8 * max(1, self.prefetch or 0)
+        self.turn(measuring.WARMING)
+        each = sum(self.turn(least)) * 1e-6
+        self.usage = {"draw": Usage(), "update": Usage()}
+        return int(np.clip(seconds / each, least, measuring.MOST_STEPS))
+
     def turn(self, steps: int) -> tuple[float, float]:
         """Do ``steps`` steps; the mean µs of a draw and of an update."""
-        steps = max(steps, 8 * (self.prefetch or 0))  # so that what was ahead at the start is a small part
         losses = self.generator.lognormal(sigma=SIGMA, size=(steps, self.batch))
         if self.prefetch is not None:
             primed(self.sampler, self.batch, self.prefetch)
@@ -204,9 +211,7 @@ def flow_rows(plan: Plan, store: Any, one: Sampler, processes: Sequence[int]) ->
         flows = {str(prefetch): Flow(store, batch, generator, prefetch, processes) for prefetch in plan.prefetches} | {
             "one": Flow(one, batch, generator)
         }
-        steps = {name: measuring.warm_up(flow, plan.seconds) for name, flow in flows.items()}
-        for flow in flows.values():
-            flow.usage = {"draw": Usage(), "update": Usage()}
+        steps = {name: flow.steps(plan.seconds) for name, flow in flows.items()}
         times, _ = measuring.take_rounds(flows, steps, rounds=plan.rounds, generator=generator, lead_in=False)
         for prefetch in plan.prefetches:
             yield {
@@ -407,9 +412,12 @@ def one_row(num_samples: int, batch: int, folder: Path, plan: Plan) -> tuple[Row
     one = filled(ImportanceSampler(num_samples, first_pass=False, seed=plan.seed), shards=1, seed=plan.seed)
     after = resident(os.getpid())
     flow = Flow(one, batch, np.random.default_rng(plan.seed))
-    steps = measuring.warm_up(flow, plan.seconds)
     times, _ = measuring.take_rounds(
-        {"one": flow}, {"one": steps}, rounds=plan.rounds, generator=np.random.default_rng(plan.seed), lead_in=False
+        {"one": flow},
+        {"one": flow.steps(plan.seconds)},
+        rounds=plan.rounds,
+        generator=np.random.default_rng(plan.seed),
+        lead_in=False,
     )
     written = timed(lambda: write_snapshot(folder, {"state": one.state_dict()}))
 
