@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +17,8 @@ import train
 import train_saving
 from pipeline.checkpoints import locked
 from train import main
+
+from .forking import Forked
 
 SMALL = ["--dataset", "digits-longtail", "--model", "mlp", "--batch-size", "32", "--epochs", "3", "--quiet"]  # 27 steps
 STEPS = 27
@@ -88,15 +88,14 @@ def test_a_second_signal_is_not_waited_for(second, status, tmp_path, monkeypatch
 @pytest.mark.fault(25)
 def test_killed_and_resumed_it_has_the_result_of_one_that_was_not(whole, tmp_path):
     """By kill -9, as soon as a second snapshot is begun."""
-    command = [sys.executable, train.__file__, *SMALL, "--output", str(tmp_path), "--save-every", "1step"]
     snapshots = tmp_path / train_saving.SNAPSHOTS
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        begin = time.monotonic()
-        while len(list(snapshots.glob("*"))) < 5 and process.poll() is None and time.monotonic() - begin < 120:
-            time.sleep(0.001)
-        process.kill()
-        assert process.stderr is not None
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+    process = Forked(["train.py", *SMALL, "--output", str(tmp_path), "--save-every", "1step"], os.environ)
+    begin = time.monotonic()
+    while len(list(snapshots.glob("*"))) < 5 and process.poll() is None and time.monotonic() - begin < 120:
+        time.sleep(0.001)
+    process.kill()
+    _, errors = process.communicate(timeout=120.0)
+    assert process.returncode == -signal.SIGKILL, errors
     assert not (tmp_path / "summary.json").exists()
     assert main(["--output", str(tmp_path), "--resume", "--quiet"]) == 0
     assert result(tmp_path) == whole

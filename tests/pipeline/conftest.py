@@ -17,6 +17,8 @@ import pytest
 from sampler import Draw, ImportanceSampler
 from sampler.base import Sampler
 
+from ..forking import Forked
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -51,21 +53,24 @@ def recording() -> type[RecordingSampler]:
 
 @pytest.fixture
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a program in a process of its own; ``TimeoutExpired`` where it hangs.
+    """Runs a program in a process of its own, with TensorFlow loaded where Python gets no flags.
 
-    The bound leaves room for a cold start on a busy machine.
+    ``TimeoutExpired`` where it hangs; the bound leaves room for a busy machine.
     """
 
     def run(program: str, *flags: str, seconds: float = 240.0) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *flags, "-c", textwrap.dedent(program)],
-            cwd=ROOT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
+        arguments = [*flags, "-c", textwrap.dedent(program)]
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+        if flags:
+            command = [sys.executable, *arguments]
+            options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+            return subprocess.run(command, **options, timeout=seconds, check=False)
+        forked = Forked(arguments, environment)
+        try:
+            said = forked.communicate(seconds)
+        finally:
+            forked.kill()
+        return subprocess.CompletedProcess(arguments, forked.returncode, *said)
 
     return run
 

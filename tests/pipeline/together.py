@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from .forking import Forked
+from ..forking import Forked
 
 SECONDS = 300.0  # far more than it takes, also on a busy machine
 

@@ -44,7 +44,7 @@ def equal(a: object, b: object) -> bool:
     return type(a) is type(b) and a == b
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(STATES)
 def test_everything_comes_back_as_it_was(state):
     data = to_bytes(state)

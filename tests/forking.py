@@ -20,15 +20,16 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class Forked:
-    """``python ARGUMENTS`` in the root of the project: a file, or ``-m`` and a module, and what follows.
+    """``python ARGUMENTS`` in the root of the project: a file, ``-m`` with a module, or ``-c`` with a program.
 
     Used as a ``subprocess.Popen`` with pipes for output and errors, in text.
     """
@@ -133,7 +134,11 @@ def become(arguments: list[str], environment: Mapping[str, str], files: list[str
         file = os.open(path, os.O_RDWR if number else os.O_RDONLY)
         os.dup2(file, number)
         os.close(file)
-    if arguments[0] == "-m":
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        sys.modules["__main__"] = module = types.ModuleType("__main__")
+        exec(compile(arguments[1], "<string>", "exec"), module.__dict__)
+    elif arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
