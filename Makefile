@@ -28,7 +28,7 @@ train: $(INSTALLED)
 	$(BIN)/python train.py --dataset checker --compare uniform,importance --seeds 3 --epochs 3 $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov $(ARGS)

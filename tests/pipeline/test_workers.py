@@ -88,7 +88,7 @@ def blocks(size: int, world: int) -> list[list[int]]:
     return [list(range(rank * size // world, (rank + 1) * size // world)) for rank in range(world)]
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("world", [2, 4])
 def test_workers_have_the_gradient_of_one_and_their_own_samples(world: int) -> None:
     """False alarms: 1e-6, three components of a mean of 175 batches; by the weights of the blocks alone, which leave
     out that they are of unequal sizes, it is off by 13 standard errors and more.

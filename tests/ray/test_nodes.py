@@ -1,7 +1,7 @@
 """A node that dies: its shards come back on another one, and nobody draws in their place meanwhile.
 
-A cluster of three nodes on this machine, each with a scheduler of its own. 50 s on two cores that others kept busy, 17
-of them until the shard was back.
+A cluster of three nodes on this machine, each with a scheduler of its own. 30 s, 17 of them until the shard
+is back.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from sampler import ShardedSampler
 from sampler.ray_calls import _enable_token, _on_loopback
 
 from .conftest import SECONDS, patiently, scheduler_of
-
-# Real Ray: in the long tests until it is known what they take on two idle cores.
-pytestmark = pytest.mark.soak
 
 ray = pytest.importorskip("ray")
 

@@ -327,8 +327,6 @@ def fit(sampler, scorers, model, source, each, batches):
     model.fit(train, callbacks=[LossFeedback(model, sampler), fresh, steps], shuffle=False, verbose=0)
 
 
-# Real Ray: in the long tests until it is known what they take on two idle cores.
-@pytest.mark.soak
 def test_a_killed_scorer_is_started_again_and_a_lost_one_is_a_warning(on_ray, caplog):
     """Both at work; one is killed, and what it has learnt stays; it comes back; killed again it is gone for good, and
     the training goes on. Weights are 1/(N p) throughout. One that cannot be made is gone at once, and it is said why.
@@ -438,8 +436,6 @@ class Signals(list):
         return len(self) > 0
 
 
-# Real Ray: in the long tests until it is known what they take on two idle cores.
-@pytest.mark.soak
 def test_a_run_is_interrupted_and_goes_on(with_token, tmp_path, capsys, caplog, monkeypatch):
     """What the store knew is there again; in the end nothing is left but the results."""
     ray = pytest.importorskip("ray")

@@ -1,7 +1,6 @@
 """A store that several share, on Ray as it is: by name, on 127.0.0.1, with shards that are killed, paused and removed.
 
-One Ray for all of them. 180 s on two cores that others kept busy, most of it until processes have started; the soak of
-fifty kills took 460 s there.
+One Ray for all of them: 100 s, most of it until processes have started, and some minutes for the soak of fifty kills.
 """
 
 from __future__ import annotations
@@ -22,9 +21,6 @@ from sampler import ShardedSampler
 from sampler.ray_calls import ShardLost
 
 from .conftest import SECONDS, patiently, scheduler_of, stop, until
-
-# Real Ray: in the long tests until it is known what they take on two idle cores.
-pytestmark = pytest.mark.soak
 
 ray = pytest.importorskip("ray")
 

@@ -1,6 +1,6 @@
 """``train.py --workers``: processes on Ray that train one model; one is killed, all are told to end, and they go on.
 
-Three times two processes, and a Ray: some 40 seconds on two idle cores.
+Three times two processes, and a Ray: some 100 seconds on two cores.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ def process_of(folder: Path, rank: int) -> int:
     raise LookupError(rank)
 
 
-# Real Ray: in the long tests until it is known what they take on two idle cores.
-@pytest.mark.soak
 @pytest.mark.fault(27)
 @pytest.mark.usefixtures("with_token")
 def test_a_worker_is_killed_all_are_started_again_told_to_end_and_go_on(command: list[str], tmp_path: Path) -> None:
