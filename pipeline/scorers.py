@@ -41,6 +41,7 @@ from sampler.ray_calls import connect
 BATCH = 512  # samples a forward pass
 REST = 0.2  # seconds before a scorer that has nothing to do looks again
 SHARE = 0.1  # of the trainer's time, the most that publishing takes
+NICENESS = 15  # of a scorer, so that on a busy machine the trainer goes first
 LAST_WORD = 10.0  # seconds in which scorers may end by themselves
 GONE = 60.0  # seconds for the board to answer, and for killed actors to be no more
 
@@ -251,6 +252,7 @@ class ScorerActor:
         import ray
         import tensorflow as tf
 
+        os.nice(max(0, NICENESS - os.nice(0)))
         tf.config.threading.set_intra_op_parallelism_threads(1)  # of the one core that it has
         tf.config.threading.set_inter_op_parallelism_threads(1)
         model, source, loss = self._recipe()

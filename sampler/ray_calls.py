@@ -150,6 +150,7 @@ def connect(address: str | None) -> None:
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15: a shard would wait for those who wait for it
     with _starting:
         ray = _ray()
         if ray.is_initialized():

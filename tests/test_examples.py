@@ -171,7 +171,9 @@ def test_two_lines_two_imports_and_the_sampler_are_added(name):
     assert len(script.splitlines()) <= 60
 
 
-@pytest.mark.parametrize("name", FITTED + LOOPS)
+@pytest.mark.parametrize(
+    "name", [FITTED[0], LOOPS[0], *(pytest.param(name, marks=pytest.mark.soak) for name in FITTED[1:] + LOOPS[1:])]
+)
 def test_the_script_without_the_additions_runs(name, tmp_path, capsys):
     names = run(name, tmp_path, without_additions, for_one_epoch)
     assert not {"sampler", "ImportanceSampler", "LossFeedback", "feed_back", "weighted_mean"} & set(names)

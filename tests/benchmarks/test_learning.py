@@ -176,6 +176,7 @@ def test_the_tasks_and_methods_are_those_of_the_program():
     assert sorted(FRACTIONS) == list(FRACTIONS)
 
 
+@pytest.mark.soak
 def test_a_worker_trains():
     """For twenty steps, in a process of its own."""
     small = TASKS["digits"]._replace(model="mlp", steps=20, rates=(0.003,))

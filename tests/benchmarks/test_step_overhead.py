@@ -81,6 +81,7 @@ def check_rows(rows: dict[str, Row]) -> None:
             assert row["ratio_quartiles"] == pytest.approx(np.quantile(inside, [0.25, 0.75]), rel=1e-3)
 
 
+@pytest.mark.soak
 def test_every_training_has_its_row(run: tuple[list[Row], str]) -> None:
     rows = {row["system"]: row for row in run[0]}
     assert list(rows) == list(FITS)
@@ -103,6 +104,7 @@ def test_every_way_to_the_loss_has_its_row() -> None:
     assert "of 2." in step_report.report(list(rows.values()))
 
 
+@pytest.mark.soak
 def test_what_is_printed(run: tuple[list[Row], str]) -> None:
     printed = run[1]
     assert all(name in printed for name in FITS)

@@ -239,8 +239,7 @@ def test_one_call_makes_a_whole_batch(recording: type[Any]) -> None:
     assert sampler.polls == 2 * STEPS
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-@pytest.mark.parametrize("held", ["array", "tensor"])
+@pytest.mark.parametrize(("cores", "held"), [(1, "tensor"), (2, "array")])
 @pytest.mark.parametrize(
     ("prefetch", "lag"), [(0, None), (1, None), (4, None), (9, None), (None, None), (0, 1), (1, 3), (None, 2), (8, 9)]
 )

@@ -381,9 +381,10 @@ STEPWISE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["metrics", "weighted_metrics"])
+@pytest.mark.parametrize(
+    ("kind", "length"), [("metrics", B), ("weighted_metrics", 5)], ids=["metrics, T = B", "weighted, T = 5"]
+)
 @pytest.mark.parametrize("name", STEPWISE)
-@pytest.mark.parametrize("length", [B, 5], ids=["T = B", "T = 5"])
 def test_metrics_of_every_step_of_a_sequence(name: str, kind: str, length: int) -> None:
     """Against the metric itself, given weights in the full shape."""
     y = (np.random.default_rng(1).random((N, length, 1)) > 0.5).astype(np.float32)

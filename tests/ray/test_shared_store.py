@@ -93,6 +93,10 @@ def test_nothing_listens_but_on_loopback(shared):
     assert set(addresses) <= set(LOOPBACK)
 
 
+def test_shards_are_no_nicer_than_who_waits_for_them(shared):
+    assert {os.getpriority(os.PRIO_PROCESS, process) for process in shared.processes()} == {os.nice(0)}
+
+
 def test_the_check_sees_a_listener_on_all_addresses(shared):
     import socket
 
@@ -100,22 +104,27 @@ def test_the_check_sees_a_listener_on_all_addresses(shared):
         assert "00000000" in listening([os.getpid()])
 
 
-def in_a_process(program, token=None, home=None, **environment):
-    """Run a program in a Python of its own, which knows of this Ray no more than it is told."""
+def a_process(program, token=None, home=None, **environment):
+    """A program in a Python of its own, which knows of this Ray no more than it is told."""
     known = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     if token is not None:
         known["RAY_AUTH_TOKEN_PATH"] = str(token)
     if home is not None:
         known["HOME"] = str(home)
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
-        cwd=ROOT,
-        env={**known, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {**known, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def in_a_process(program, **options):
+    """What it said."""
+    with a_process(program, **options) as process:
+        try:
+            said = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
 def test_who_has_another_token_is_not_let_in(shared, tmp_path):
@@ -189,6 +198,40 @@ def test_two_processes_meet_by_name(shared):
     assert again.processes() == shared.processes()
     with pytest.raises(ValueError, match=r"made with smoothing=0.0, this one has smoothing=0.5"):
         store("shared", smoothing=0.5)
+
+
+TRAINER = """
+    import os
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as this address is of 127.0.0.1
+    import numpy as np
+    from sampler import ShardedSampler
+    sampler = ShardedSampler(60, shards=2, name="trained", address=ADDRESS, first_pass=False)
+    while True:
+        draw = sampler.draw(8)
+        sampler.update(draw.index, 1.0 + draw.index, step=draw.step)
+        print(draw.step, flush=True)
+"""
+
+
+def test_a_trainer_is_killed_and_another_goes_on(shared):
+    """What it has learnt stays, its step goes on, and draws are of what is known, exactly."""
+    with store("trained", first_pass=False, prefetch=0) as sampler:
+        program = TRAINER.replace("ADDRESS", repr(ray.get_runtime_context().gcs_address))
+        with a_process(program, token=os.environ["RAY_AUTH_TOKEN_PATH"]) as trainer:
+            for line in trainer.stdout:
+                if int(line) >= 40:
+                    break
+            trainer.kill()  # in the middle of draws and updates
+            assert trainer.wait() == -signal.SIGKILL
+        assert (sampler.priorities() == 1.0 + np.arange(N)).sum() > N // 2
+        sampler.draw(B)  # tells how far it has come
+        assert sampler.step >= 40
+        chance = sampler._plan.chance()
+        draw, p = sampler.draw(B), p_of(sampler, chance)
+        np.testing.assert_allclose(draw.probability, p[draw.index], rtol=1e-5)
+        np.testing.assert_allclose(draw.weight, 1 / (N * p[draw.index]), rtol=1e-5)
+        train(sampler, 4)
+        sampler.remove()
 
 
 # --- shards that die

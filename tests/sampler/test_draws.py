@@ -84,8 +84,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("scheme", "share"), [(scheme, SHARES[number % len(SHARES)]) for number, scheme in enumerate(SCHEMES)]
+)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_test_of_frequencies_sees_planted_faults(fault, scheme, share):
     priorities = some_priorities()
