@@ -92,6 +92,7 @@ def test_importance_sampling_in_a_custom_loop(capsys):
 
 
 @pytest.mark.parametrize("name", ["tfrecord_images", "hugging_face", "tfds_source"])
+@pytest.mark.every(2)
 def test_other_sources_of_images_train(name, capsys):
     assert main_of(name)(epochs=2) > 0.6  # a tenth by chance
     assert "test accuracy after 2 epochs" in capsys.readouterr().out
@@ -116,6 +117,7 @@ def test_text_is_learnt_and_the_harder_sentences_have_higher_priorities(capsys):
     assert "times the priority" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_a_stream_is_learnt_where_it_is_hard(capsys):
     accuracy = main_of("stream")(steps=300)
     assert accuracy["presampled"] > accuracy["uniform"]

@@ -93,6 +93,7 @@ def data(size: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("lag", "scheme"), [(1, "systematic"), (2, "multinomial"), (4, "systematic"), (9, "without_replacement")]
 )
+@pytest.mark.every(2)
 def test_timing_changes_nothing(lag: int, scheme: str) -> None:
     sampler = importance(60, lag, scheme=scheme)
     got = trained(importance_dataset(data(60), sampler, B), sampler, 45, np.random.default_rng(lag))
@@ -149,6 +150,7 @@ def broken_off_at_random(train: tf.data.Dataset, sampler: Any, iterations: int, 
 
 
 @pytest.mark.parametrize(("epoch", "lag"), [(1, 1), (1, 4), (2, 2), (4, 3), (7, 4)])
+@pytest.mark.every(2)
 def test_what_was_in_flight_is_handed_out_again(epoch: int, lag: int) -> None:
     sampler = importance(epoch * B - 1, lag)
     train = importance_dataset(data(epoch * B - 1), sampler, B)
@@ -158,6 +160,7 @@ def test_what_was_in_flight_is_handed_out_again(epoch: int, lag: int) -> None:
 
 
 @pytest.mark.parametrize(("left", "in_hand"), [(0, True), (1, False), (2, True), (3, False), (3, True)])
+@pytest.mark.every(2)
 def test_broken_off_before_the_end_of_an_epoch(left: int, in_hand: bool) -> None:
     """``left`` batches before the last; the last one fed back, or still in the consumer's hands."""
     sampler, epoch = importance(24, 4), 6

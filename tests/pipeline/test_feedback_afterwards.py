@@ -49,6 +49,7 @@ def state_of(model: keras.Model) -> dict[str, Any]:
 
 @SAVES
 @pytest.mark.parametrize("name", ["functional", "sequential", "own train_step", "two outputs, dict"])
+@pytest.mark.every(2)
 def test_the_model_is_as_it_was(name: str, tmp_path: Path) -> None:
     case, sampler = CASES[name], ImportanceSampler(N, seed=0)
     model, twin = case.compiled(), case.compiled()

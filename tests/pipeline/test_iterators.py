@@ -157,8 +157,9 @@ class Pipeline:
 
 @pytest.mark.fault(32)
 @pytest.mark.filterwarnings("ignore:a whole pass over the data brought no losses back")
-@pytest.mark.parametrize("lag", [None, LAG])
-@pytest.mark.parametrize("rounds", [ROUNDS, pytest.param(LONG, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("rounds", "lag"), [(ROUNDS, LAG), *(pytest.param(LONG, lag, marks=pytest.mark.soak) for lag in (None, LAG))]
+)
 def test_iterators_leave_nothing_behind(lag: int | None, rounds: int) -> None:
     """Each round is another way."""
     ways = itertools.cycle(Pipeline(lag).ways)

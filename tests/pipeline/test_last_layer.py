@@ -73,6 +73,7 @@ def gradients(model: keras.Model, y: np.ndarray) -> np.ndarray:
     ("loss", "y", "use_bias"), [(SPARSE, CLASSES, True), (keras.losses.MeanSquaredError(), VALUES, False)]
 )
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.every(2)
 def test_norms_of_samples_and_of_their_weighted_mean(loss: Any, y: np.ndarray, mode: str, use_bias: bool) -> None:
     model, sampler = model_of(loss, use_bias=use_bias, **MODES[mode]), Told(beta=0.5)
     data = importance_dataset((X, y), sampler, B)
@@ -126,6 +127,7 @@ AUTO: dict[str, tuple[Any, np.ndarray, str]] = {
 
 
 @pytest.mark.parametrize("name", AUTO)
+@pytest.mark.every(2)
 def test_auto_is_the_priority_that_suits_the_loss(name: str) -> None:
     loss, y, expected = AUTO[name]
     model, sampler = model_of(loss), ImportanceSampler(N, priority="auto", seed=0)

@@ -35,6 +35,7 @@ def trained_on(sampler: ImportanceSampler, **options: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(("calls", "lag"), [(None, None), (4, None), (1, 3), (4, 3), (None, 5)])
+@pytest.mark.every(2)
 def test_elements_are_mapped_and_nothing_else_changes(calls: int | None, lag: int | None) -> None:
     """The calls end in another order than they begin in: the first of a batch last."""
 
@@ -90,6 +91,7 @@ def test_the_number_of_calls_is_checked(calls: Any, error: type[Exception]) -> N
 
 
 @pytest.mark.parametrize(("batch_size", "lag", "calls"), [(1, 2, None), (5, 1, None), (5, 1, 1), (5, 3, None)])
+@pytest.mark.every(2)
 def test_a_slow_step_under_a_short_lag(batch_size: int, lag: int, calls: int | None) -> None:
     """Draws do not wait for the training of batches that wait in front of them, so that the time-out cannot pass."""
     sampler = known(feedback_lag=lag, feedback_timeout=0.3)

@@ -147,6 +147,7 @@ def test_scores_that_are_not_finite_count_as_the_mean_of_the_others() -> None:
         (priorities.power(0.5, 0.1), lambda losses, norms: np.sqrt(losses + 0.1)),
     ],
 )
+@pytest.mark.every(2)
 def test_the_score_is_of_the_model_as_it_is(priority: Any, score: Any) -> None:
     model = network(keras.layers.Dense(6, "relu"))
     train = dataset().apply(Presampler(model, B, presample=N / B, priority=priority, seed=0))
@@ -321,6 +322,7 @@ def test_nothing_stays_behind_and_iterations_add_no_graphs() -> None:
     [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 2}],
     ids=["graph", "xla", "eager", "two steps"],
 )
+@pytest.mark.every(2)
 def test_fit_trains_on_the_weighted_loss_and_reports_it(options: dict[str, Any]) -> None:
     model = network(keras.layers.Dropout(0.0), **options)
     presampler = Presampler(model, B, presample=3, seed=0)

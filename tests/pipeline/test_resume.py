@@ -128,6 +128,7 @@ def test_several_steps_an_execution(tmp_path, monkeypatch):
         run(steps_per_execution=2)
 
 
+@pytest.mark.soak
 def test_several_steps_an_execution_compiled_by_xla(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.pipeline.test_resume.STEPS", 6)
     monkeypatch.setattr("tests.pipeline.test_resume.B", 4)  # six steps an epoch: executions of two end in its middle
@@ -142,6 +143,7 @@ def test_every_sampling_goes_on(name, tmp_path):
     check(name, (4,), tmp_path)
 
 
+@pytest.mark.soak
 def test_with_refreshing(tmp_path):
     check("importance", (5,), tmp_path, refresh=0.7)
 

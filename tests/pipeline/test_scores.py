@@ -167,6 +167,7 @@ IN_EVERY_MODE = ("logits", "softmax layer", "binary logits", "squared error, sum
     ("name", "mode"),
     [(name, "graph") for name in CASES] + [(name, mode) for name in IN_EVERY_MODE for mode in MODES if mode != "graph"],
 )
+@pytest.mark.every(2)
 def test_norms_come_back(name: str, mode: str) -> None:
     make, loss, y, oracle = CASES[name]
     keras.utils.set_random_seed(1)
@@ -305,6 +306,7 @@ def test_another_score_is_refused() -> None:
 
 
 @pytest.mark.parametrize("last", ["nested functional", "nested sequential", "reshaped", "leaky"])
+@pytest.mark.every(2)
 def test_the_last_layer_is_found_behind_others(last: str) -> None:
     """tanh before a squared error: the gradient by the output would be another."""
     inputs = Input((5,))

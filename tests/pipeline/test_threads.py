@@ -317,6 +317,7 @@ def test_eight_threads_on_one_sampler(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.every(2)
 def test_eight_threads_under_a_lag_make_the_draws_of_one(kind: str) -> None:
     drive_under_a_lag(kind, a_sampler(kind, LAG), ROUNDS)
 
@@ -364,6 +365,7 @@ def look_only(sampler: Any) -> None:
 
 
 @pytest.mark.parametrize(("kind", "lag"), [(kind, (None, LAG)[number % 2]) for number, kind in enumerate(KINDS)])
+@pytest.mark.every(2)
 def test_states_are_taken_in_while_others_draw(kind: str, lag: int | None) -> None:
     """Afterwards the sampler is whole: its state is of one moment, and another one goes on from it as it does."""
     sampler = a_sampler(kind, lag)

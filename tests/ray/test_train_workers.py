@@ -51,6 +51,7 @@ def process_of(folder: Path, rank: int) -> int:
     raise LookupError(rank)
 
 
+@pytest.mark.soak
 @pytest.mark.fault(27)
 @pytest.mark.usefixtures("with_token")
 def test_a_worker_is_killed_all_are_started_again_told_to_end_and_go_on(command: list[str], tmp_path: Path) -> None:

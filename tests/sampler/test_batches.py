@@ -269,6 +269,7 @@ def test_permuted_brings_every_sample_to_every_place_alike(size):
 
 
 @pytest.mark.parametrize(("size", "keys"), [(3, 30_000), (4, 50_000), (5, 50_000), (6, 70_000), (7, 100_000)])
+@pytest.mark.every(2)
 def test_permuted_gives_every_order_alike(size, keys):
     assert orders_look_uniform(permutations(size, keys))
 

@@ -216,6 +216,7 @@ KINDS = {
 
 @pytest.mark.parametrize("size", [1, 2, 3, 255, 1025])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.every(3)
 def test_a_seeded_script(kind, size):
     generator = np.random.default_rng([size, len(kind)])
     pair = Pair(size, 0.7)

@@ -333,6 +333,7 @@ def test_every_sampler_has_a_twin():
 
 
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.every(2)
 def test_a_sampler_is_its_twin(name):
     run_samplers(name)
 
