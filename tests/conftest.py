@@ -14,7 +14,7 @@ COLLECT_AFTER = 50_000, 20, 20  # objects; the default 700 has a fifth of the ti
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the cases of a test that is marked ``every(n)`` one of n is tried, and the others are of the soak.
 
-    Of the first n the first, of the next the second, and so on, so that none of their parameters is left out throughout.
+    Of the first n the first, of the next the second, and so on, so that no value of a parameter is left out throughout.
     """
     seen: Counter[str] = Counter()
     for item in items:
