@@ -155,8 +155,11 @@ def scoring(plan: Plan, folder: Path | None) -> Iterator[Plan]:
         one = Scoring(sampler, scorers, PublishWeights(sampler, scorers.publish))
         yield replace(plan, sampler=sampler, scoring=one)
         one.measure()
-    if snapshots is not None:
-        shutil.rmtree(snapshots.parent, ignore_errors=True)  # and what runs before it that were killed have left
+    if snapshots is not None:  # what runs before it that were killed have left; a store of the user's stays
+        for left in snapshots.parent.glob("train-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            snapshots.parent.rmdir()
 
 
 def _remove(sampler: ScoredSampler, snapshots: Path | None) -> None:

@@ -71,8 +71,9 @@ class Process:
         return self._process.poll()
 
     def tell(self, number: int) -> None:
-        """Send it a signal."""
-        assert self._process is not None
+        """Send it a signal, if it was started."""
+        if self._process is None:
+            return
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
@@ -154,6 +155,9 @@ def launch(config: Config, arguments: Sequence[str]) -> int:
             if all(status in TOLD for status in statuses):
                 return max(status or 0 for status in statuses)
             lost = [rank for rank, status in enumerate(statuses) if status is not None and status < 0]
+            if lost and signals:  # told to end before they could hear of it
+                _say("interrupted while the workers started; what was saved before is there: go on with --resume")
+                return 128 + signals[-1]
             if not lost or attempt == RESTARTS:
                 break
             _say(f"lost worker {', '.join(map(str, lost))}; all are started again ({attempt + 1} of {RESTARTS})")

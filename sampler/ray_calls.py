@@ -16,6 +16,9 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import secrets
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +29,9 @@ from sampler.shard_options import Made
 from sampler.shard_server import ShardServer
 
 GONE = 60.0  # seconds for an actor that was removed to be no more
+GCS_PORT = 6379  # of a cluster's head, where the address names that of Ray's client
+LONGEST_ASKED = 60.0  # seconds to find out whether a cluster asks for a token
+IMPATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3", "RAY_gcs_rpc_server_connect_timeout_s": "2"}
 
 _starting = threading.Lock()
 
@@ -181,7 +187,10 @@ def is_loopback(address: str) -> bool:
 
 
 def check_token(address: str) -> None:
-    """See to it that a token is asked for and there is one; ``PermissionError`` else."""
+    """See to it that a token is asked for, here and there, and that there is one; ``PermissionError`` else.
+
+    A cluster that asks for one takes seconds to say so.
+    """
     mode = os.environ.get("RAY_AUTH_MODE", "token")
     if mode.lower() != "token" or not _enable_token():
         raise PermissionError(
@@ -190,6 +199,30 @@ def check_token(address: str) -> None:
             "RAY_AUTH_MODE=token, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, here"
             + ("" if mode.lower() == "token" else f"; RAY_AUTH_MODE is {mode!r} now")
         )
+    if lets_in_anybody(address):
+        raise PermissionError(
+            f"the Ray cluster at {address!r} lets in whoever comes, with any token and without: start it with "
+            "RAY_AUTH_MODE=token, or whoever reaches it can run any program on it"
+        )
+
+
+def lets_in_anybody(address: str) -> bool:
+    """Whether the cluster at ``address`` answers one whose token is made up; False too where nobody answers.
+
+    Asked by a process of its own, since Ray reads its token once.
+    """
+    made_up = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH_", "RAY_ADDRESS"))}
+    if address.startswith("ray://"):
+        address = f"{address.removeprefix('ray://').rsplit(':', 1)[0]}:{GCS_PORT}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        asked = subprocess.run(
+            command, env={**kept, **IMPATIENT, **made_up}, capture_output=True, timeout=LONGEST_ASKED, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return asked.returncode == 0
 
 
 def _enable_token() -> bool:

@@ -56,7 +56,7 @@ class Status(NamedTuple):
         life: a number of its own for every process the shard has run in.
         received: updates it knows of, those lost with an earlier process left out.
         loaded: how many of them it knew when this process began.
-        total: the sum of its priorities, or their number where all are zero.
+        total: the sum of its priorities.
         done: draws made of the first passes.
         seen: samples with a finite loss.
         late: losses passed over, because as new a one was known.
@@ -128,8 +128,8 @@ class BlockSampler(ImportanceSampler):
 
     @property
     def total(self) -> float:
-        """The sum of the priorities; where all are zero and draws are uniform, as if each were one."""
-        return self._store.total if self._store.total > 0.0 else float(self._size)
+        """The sum of the priorities; where all are zero, draws within the block are uniform."""
+        return self._store.total
 
     @property
     def done(self) -> int:
@@ -257,12 +257,13 @@ class ShardServer:
                     raise ValueError(
                         "the losses are not those that the shard is made with; give all who share the same"
                     )
-                self._sampler = BlockSampler(self.made, losses)
-                self._sampler.at(1)
                 self._begun = True
-                self._received += 1
-                if self._again:
-                    self._sampler.shuffle_anew()
+                if not self._received:  # a shard that died, kept nothing and has learnt since goes on with that
+                    self._sampler = BlockSampler(self.made, losses)
+                    self._sampler.at(1)
+                    self._received += 1
+                    if self._again:
+                        self._sampler.shuffle_anew()
         with contextlib.suppress(OSError):  # the status tells
             self.snapshot()
         return self.status()
@@ -309,12 +310,17 @@ class ShardServer:
         return self._sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> Status:
-        """Take back what ``state_dict`` gave; ``ValueError``, and no change, for the state of another block."""
+        """Take back what ``state_dict`` gave, and write a snapshot of it, if there are any.
+
+        ``ValueError``, and no change, for the state of another block.
+        """
         with self._lock:
             self._sampler.load_state_dict(state)
             self._begun = True
-            self._received += 1  # so that it comes into the next snapshot
-            return self.status()
+            self._received += 1
+        with contextlib.suppress(OSError):  # the status tells
+            self.snapshot()
+        return self.status()
 
     def snapshot(self) -> bool:
         """Write one now; False where there is no folder, or nothing has changed since the last. ``OSError`` else."""

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from sampler import ShardedSampler
-from sampler.ray_calls import ShardLost
+from sampler.ray_calls import ShardLost, check_token, lets_in_anybody
 
 from .conftest import SECONDS, patiently, scheduler_of, stop, until
 
@@ -112,7 +112,7 @@ def a_process(program, token=None, home=None, **environment):
     if home is not None:
         known["HOME"] = str(home)
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = {**known, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
@@ -169,6 +169,32 @@ def test_a_token_is_enough_for_the_check(with_token):
     """
     ran = in_a_process(program, token=with_token)
     assert ran.stdout.strip() == "token", ran.stderr
+
+
+OPEN = """
+    import os
+    import sys
+    import ray
+    from sampler.ray_calls import _on_loopback
+    with _on_loopback():
+        ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_cluster_that_lets_in_anybody_is_refused(with_token, shared, monkeypatch):
+    """Also by one who has a token; the one of these tests asks for it."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as these addresses are of 127.0.0.1
+    assert not lets_in_anybody(ray.get_runtime_context().gcs_address)
+    with a_process(OPEN, RAY_AUTH_MODE="disabled") as process:
+        try:
+            address = process.stdout.readline().strip()
+            assert lets_in_anybody(address), process.stderr
+            with pytest.raises(PermissionError, match="lets in whoever comes, with any token and without"):
+                check_token(address)
+        finally:
+            process.kill()
 
 
 # --- by name

@@ -9,7 +9,8 @@ import threading
 import numpy as np
 import pytest
 
-from sampler.shard_options import Made, made_alike
+from sampler.shard_options import Made, checksum, made_alike
+from sampler.shard_plan import ShardPlan
 from sampler.shard_server import Order, ShardServer
 from sampler.snapshots import newest_snapshot, write_snapshot
 from sampler.state_bytes import NewerFormatError
@@ -78,8 +79,32 @@ def test_all_zero_is_uniform(caplog):
     server.update(EVERYTHING, np.zeros(SIZE), steps(0))
     drawn = server.draw([Order(10, 0.1)], step=0)
     np.testing.assert_allclose(drawn.probability, 1 / SIZE)
-    assert drawn.status.total == SIZE
+    assert drawn.status.total == 0.0
     assert "all priorities are zero" in caplog.text
+
+
+def test_a_shard_of_zeros_is_drawn_by_the_uniform_share_alone():
+    """P of the plan by the totals that the shards tell, where one of four tells of nothing but zeros."""
+    plan = ShardPlan(4 * SIZE, 4, uniform_fraction=0.3, generator=np.random.default_rng(0))
+    server = ShardServer(made())
+    plan.total[:] = 2.0, server.update(EVERYTHING, np.zeros(SIZE), steps(0)).total, 3.0, 5.0
+    np.testing.assert_allclose(plan.chance(), [0.215, 0.075, 0.285, 0.425])
+
+
+def test_known_losses_come_too_late_for_a_shard_that_has_learnt_since():
+    """It had died, and kept nothing; the next who joins gives them again."""
+    server = ShardServer(made(known=checksum(LOSSES)), again=True)
+    server.update(EVERYTHING, 2.0 * LOSSES, steps(7))
+    before = server.priorities()
+    server.begin(LOSSES)
+    np.testing.assert_array_equal(server.priorities(), before)
+
+
+def test_what_was_loaded_is_in_a_snapshot_at_once(tmp_path):
+    server = ShardServer(made(), folder=tmp_path, every=1e6)
+    server.load_state_dict(taught().state_dict())
+    again = ShardServer(made(), folder=tmp_path, every=1e6, again=True)
+    np.testing.assert_array_equal(again.priorities(), server.priorities())
 
 
 # --- updates
