@@ -1,6 +1,6 @@
 """Whether scorers pay: trainings with and without them, on the same cores.
 
-    python -m benchmarks.scorers                 # ten minutes: a table, and JSON lines in benchmarks/results
+    python -m benchmarks.scorers                 # twenty minutes: a table, and JSON lines in benchmarks/results
     python -m benchmarks.scorers --report        # the table again, from the results on disk
     python -m benchmarks.scorers --seeds 1 --tasks checker --output mine.jsonl
 

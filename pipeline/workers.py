@@ -7,9 +7,9 @@
     train = workers.batches(dataset.apply(importance_sampling(sampler, batch_size=32)))
     model.fit(train, steps_per_epoch=..., callbacks=[LossFeedback(model, sampler)])
 
-TensorFlow averages the gradients, and there is no other message: every worker draws from its own block of the indices
-and weighs by W/(N p), so the average is that of the whole data (:mod:`sampler.shard`). ``TF_CONFIG`` is what Kubernetes
-operators, Vertex AI and Slurm's scripts set::
+TensorFlow averages the gradients, and there is no other message in a step: every worker draws from its own block of the
+indices and weighs by W/(N p), so the average is that of the whole data (:mod:`sampler.shard`). ``TF_CONFIG`` is what
+Kubernetes operators, Vertex AI and Slurm's scripts set::
 
     {"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}
 
