@@ -72,11 +72,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("way", "through", "cores"),
-    [(way, *(("arrays", 1), ("dataset", 2))[number % 2]) for number, way in enumerate(WAYS)],
-)
-@pytest.mark.every(2)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("through", "cores"), [("arrays", 1), ("dataset", 2)])
+@pytest.mark.every(3)
 def test_an_epoch_ends_with_the_pass(way: str, through: str, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.dataset._cores", lambda: cores)
     sampler = PruningSampler(N, finish=0.0, seed=0)

@@ -69,11 +69,10 @@ def gradients(model: keras.Model, y: np.ndarray) -> np.ndarray:
     return np.array(rows, np.float64)
 
 
-@pytest.mark.parametrize(
-    ("loss", "y", "use_bias"), [(SPARSE, CLASSES, True), (keras.losses.MeanSquaredError(), VALUES, False)]
-)
+@pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.every(2)
+@pytest.mark.parametrize(("loss", "y"), [(SPARSE, CLASSES), (keras.losses.MeanSquaredError(), VALUES)])
+@pytest.mark.every(4)
 def test_norms_of_samples_and_of_their_weighted_mean(loss: Any, y: np.ndarray, mode: str, use_bias: bool) -> None:
     model, sampler = model_of(loss, use_bias=use_bias, **MODES[mode]), Told(beta=0.5)
     data = importance_dataset((X, y), sampler, B)

@@ -176,11 +176,11 @@ def test_exactly_the_stalest_are_scored_and_their_ages_fall(recording: Any) -> N
         np.testing.assert_array_equal(after[others], before[others])
 
 
-STEP_BY_STEP = [(0.29, 0, 1), (0.3, 5, 1), (2.5, None, 1), (0.0, 0, 1)]
+STEP_BY_STEP = [(0.1, 0, 1), (0.29, 0, 1), (0.3, 5, 1), (1.0, None, 1), (2.5, None, 1), (0.0, 0, 1)]
 
 
-@pytest.mark.parametrize(("budget", "start", "together"), [*STEP_BY_STEP, (1.0, None, 3)])
-@pytest.mark.every(2)
+@pytest.mark.parametrize(("budget", "start", "together"), [*STEP_BY_STEP, (0.3, 5, 3), (1.0, None, 3)])
+@pytest.mark.every(3)
 def test_the_budget_is_kept_exactly(budget: float, start: int | None, together: int) -> None:
     model = network(steps_per_execution=together)
     sampler = ImportanceSampler(N, feedback_lag=3, seed=0)

@@ -158,17 +158,12 @@ def fit(model: keras.Model, data: Any, sampler: Any, **options: Any) -> None:
     )
 
 
-# What the modes do alike is tried in all of them for a few cases, where XLA compiles each: it does not compile Keras's
-# LSTM of the sequences on every processor.
-IN_EVERY_MODE = ("logits", "softmax layer", "binary logits", "squared error, sum")
-
-
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [(name, "graph") for name in CASES] + [(name, mode) for name in IN_EVERY_MODE for mode in MODES if mode != "graph"],
-)
-@pytest.mark.every(2)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.every(4)
 def test_norms_come_back(name: str, mode: str) -> None:
+    if name == "sequences" and mode == "jit, two steps":
+        pytest.skip("XLA does not compile Keras's LSTM on every processor")
     make, loss, y, oracle = CASES[name]
     keras.utils.set_random_seed(1)
     model = make()

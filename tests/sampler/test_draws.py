@@ -84,10 +84,10 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("scheme", "share"), [(scheme, SHARES[number % len(SHARES)]) for number, scheme in enumerate(SCHEMES)]
-)
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.every(2)
 def test_the_test_of_frequencies_sees_planted_faults(fault, scheme, share):
     priorities = some_priorities()
     wrong, wrong_share = FAULTS[fault](priorities, share)
