@@ -221,10 +221,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
         time.sleep(0.01)
 
 
-def test_a_source_that_is_dropped_takes_its_thread_with_it() -> None:
+@pytest.mark.parametrize("sources", [200, pytest.param(1000, marks=pytest.mark.soak)])
+def test_a_source_that_is_dropped_takes_its_thread_with_it(sources: int) -> None:
     gc.collect()
     before = threading.active_count()
-    for _ in range(200):
+    for _ in range(sources):
         ItemSource(Items([1, 2])).take(np.array([0]))
     wait_for(lambda: threading.active_count() <= before)
 

@@ -117,8 +117,8 @@ def test_saving_is_no_part_of_it(unsaved, saved):
 
 
 def test_compiled_by_xla(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.pipeline.test_resume.STEPS", 3)  # each training is compiled anew, for a second or two
-    check("importance", range(1, 3), tmp_path, jit_compile=True)
+    monkeypatch.setattr("tests.pipeline.test_resume.STEPS", 4)  # each training is compiled anew, for a second or two
+    check("importance", range(1, 4), tmp_path, jit_compile=True)
 
 
 def test_several_steps_an_execution(tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_every_sampling_goes_on(name, tmp_path):
 
 @pytest.mark.soak
 def test_with_refreshing(tmp_path):
-    check("importance", (5,), tmp_path, refresh=0.7)
+    check("importance", (2, 5), tmp_path, refresh=0.7)
 
 
 def test_a_model_that_draws_from_the_seeds_of_keras(tmp_path):

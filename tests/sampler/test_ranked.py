@@ -200,7 +200,7 @@ class Script(RuleBasedStateMachine):
 
 
 TestScript = Script.TestCase
-TestScript.settings = settings(max_examples=25, stateful_step_count=25, deadline=None, derandomize=True, database=None)
+TestScript.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True, database=None)
 
 KINDS = {
     "ones": lambda generator, size: np.ones(size),
