@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.checkpoints import SnapshotError, Snapshots
-from pipeline.going_on import clear, folder_of, forget_others, go_on, layouts
+from pipeline.going_on import Here, clear, folder_of, forget_others, go_on, layouts, newest
 from pipeline.workers import Workers
 from sampler import ImportanceSampler
 
@@ -138,6 +139,58 @@ def test_of_two_numbers_the_one_that_came_further(tmp_path: Path) -> None:
     saved(tmp_path, 3, (20,))
     for world in (0, 2, 3):
         assert {run.go_on() for run in team(tmp_path, world)} == {20}
+
+
+MANY, WORLD = 96_000, 12
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``WORLD`` workers saved what they know of ``MANY`` samples."""
+    root = tmp_path_factory.mktemp("large")
+    for rank in range(WORLD):
+        workers = Workers(rank, WORLD, strategy=None)
+        sampler = workers.shard(MANY, lambda block: ImportanceSampler(len(block), seed=block.start))
+        Snapshots(folder_of(root, workers), {"sampler": sampler}).save(1)
+    return root
+
+
+def taken(root: Path, rank: int, world: int) -> tuple[float, float]:
+    """The memory that is kept to go on as a worker, and the most that is taken meanwhile; 1 is what one has saved."""
+    paths = list((root / f"worker-0-of-{WORLD}").glob("*.data-*"))
+    block = range(rank * MANY // world, (rank + 1) * MANY // world)
+    tracemalloc.start()
+    try:
+        found = newest(layouts(root), Here(rank, world, block))
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    assert len(found.states) == WORLD
+    return kept / paths[0].stat().st_size, most / paths[0].stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "theirs"),
+    [
+        (0, WORLD, 1),
+        (7, WORLD, 1),
+        (0, 2 * WORLD, 1),
+        (23, 2 * WORLD, 1),
+        (1, WORLD // 4, 4),
+        (1, WORLD - 1, 2),
+    ],
+)
+def test_a_worker_keeps_what_is_known_of_its_own_samples(
+    rank: int, world: int, theirs: int, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ``theirs`` of those that saved; and beside them there is one state at a time, thrice as long as it is read."""
+    kept, most = taken(large, rank, world)
+    assert theirs - 0.1 < kept < theirs + 0.5
+    assert most < theirs + 3.5
+    monkeypatch.setattr(Here, "needed", lambda here, state, rank, world: state)  # the planted fault
+    kept, most = taken(large, rank, world)
+    assert kept > WORLD - 0.5
 
 
 @pytest.mark.parametrize(("rank", "left"), [(0, {3}), (1, {2, 3})])
