@@ -43,6 +43,7 @@ REST = 0.2  # seconds before a scorer that has nothing to do looks again
 SHARE = 0.1  # of the trainer's time, the most that publishing takes
 NICENESS = 15  # of a scorer, so that on a busy machine the trainer goes first
 LAST_WORD = 10.0  # seconds in which scorers may end by themselves
+AS_IT_IS = ("address", "snapshots", "snapshot_every", "max_restarts")  # of the store, which a scorer does not name
 GONE = 60.0  # seconds for the board to answer, and for killed actors to be no more
 
 Recipe = Callable[[], tuple[keras.Model, Any, Any]]
@@ -317,12 +318,13 @@ class Scorers:
         self._board_name, self._names = f"{name}-board", [f"{name}-scorer-{number}" for number in range(count)]
         self._gone: set[int] = set()
         self._told: dict[str, int | float] | None = None
+        joined = {option: value for option, value in store.items() if option not in AS_IT_IS}
         own = {"namespace": self._namespace, "max_restarts": restarts, "max_task_retries": restarts}
         self._board = self._ray.remote(Board).options(name=self._board_name, num_cpus=0, **own).remote()
         actor = self._ray.remote(ScorerActor)
         self._actors = [
             actor.options(name=self._names[number], num_cpus=1, **own).remote(
-                number, count, {**store, "prefetch": 0}, recipe, (self._board_name, self._namespace)
+                number, count, {**joined, "prefetch": 0}, recipe, (self._board_name, self._namespace)
             )
             for number in range(count)
         ]

@@ -1,7 +1,7 @@
 """The shards of a store as actors of Ray, and the calls to them. Ray is imported here alone, on use.
 
     connect(None)                                       # a Ray of this machine, for this machine alone
-    calls = RayCalls(mades, name="importance", namespace="mine", folder=None, every=60.0, max_restarts=10)
+    calls = RayCalls(mades, name="importance", namespace="mine", kept=Kept(max_restarts=3))
     ref = calls.send(2, "draw", orders, step)
     if calls.wait([ref], seconds=1.0):
         drawn = calls.result(2, ref)
@@ -17,6 +17,7 @@ import contextlib
 import ipaddress
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sampler.shard_options import Made
+from sampler.shard_options import Kept, Made
 from sampler.shard_server import ShardServer
 
 GONE = 60.0  # seconds for an actor that was removed to be no more
@@ -47,54 +48,55 @@ class ShardLost(RuntimeError):
 class ShardActor(ShardServer):
     """A ``ShardServer`` that knows from Ray whether it has died before."""
 
-    def __init__(self, made: Made, folder: str | None, every: float) -> None:
+    def __init__(self, made: Made, folder: str | None, every: float, max_restarts: int) -> None:
         again = bool(_ray().get_runtime_context().was_current_actor_reconstructed)
-        super().__init__(made, folder=folder, every=every, again=again)
+        super().__init__(made, folder=folder, every=every, again=again, max_restarts=max_restarts)
 
 
 class RayCalls:
-    """The actors of a store, which are made where they are not there yet.
+    """The actors of a store. One that is not there yet is made when it is first called.
 
     Args:
         mades: what each shard is made with.
         name: of the store; shard s is the actor ``name-s``.
         namespace: of the names.
-        folder: of the snapshots, one folder in it for each shard; every node must reach it. None keeps none.
-        every: seconds between snapshots.
-        max_restarts: ≥ 0, how often Ray starts an actor again.
+        kept: how those that are made are kept. The folder of the snapshots has one in it for each shard, and every node
+            must reach it.
+
+    Attributes:
+        kept: with what is not named filled in; before the other shards are called, take here that of one that is there.
     """
 
-    def __init__(
-        self,
-        mades: Sequence[Made],
-        *,
-        name: str,
-        namespace: str,
-        folder: str | os.PathLike[str] | None,
-        every: float,
-        max_restarts: int,
-    ) -> None:
+    def __init__(self, mades: Sequence[Made], *, name: str, namespace: str, kept: Kept) -> None:
         self.names = [f"{name}-{made.shard}" for made in mades]
-        self.namespace, self.max_restarts = namespace, max_restarts
-        folders = [None if folder is None else str(Path(folder).absolute() / own) for own in self.names]
-        actor = _ray().remote(ShardActor)
-        self._actors = [
-            actor.options(
-                name=own,
-                namespace=namespace,
-                lifetime="detached",
-                get_if_exists=True,
-                num_cpus=0,
-                scheduling_strategy="SPREAD",
-                max_restarts=max_restarts,
-                max_task_retries=0,
-            ).remote(made, place, every)
-            for own, made, place in zip(self.names, mades, folders, strict=True)
-        ]
+        self.namespace, self.kept = namespace, kept.filled()
+        self._mades = list(mades)
+        self._actors: dict[int, Any] = {}  # by shard, those called so far
+
+    def there(self) -> int:
+        """The first shard that is there, or 0 where none is."""
+        return next((shard for shard in range(len(self.names)) if self._is_known(shard)), 0)
 
     def send(self, shard: int, method: str, *arguments: Any) -> Any:
         """Call a method of a shard, without waiting; what ``wait`` and ``result`` take."""
+        if shard not in self._actors:
+            self._actors[shard] = self._found_or_made(shard)
         return getattr(self._actors[shard], method).remote(*arguments)
+
+    def _found_or_made(self, shard: int) -> Any:
+        name, (folder, every, restarts) = self.names[shard], self.kept
+        options = {
+            "name": name,
+            "namespace": self.namespace,
+            "lifetime": "detached",
+            "get_if_exists": True,
+            "num_cpus": 0,
+            "scheduling_strategy": "SPREAD",
+            "max_restarts": restarts,
+            "max_task_retries": 0,
+        }
+        place = None if folder is None else str(Path(folder) / name)
+        return _ray().remote(ShardActor).options(**options).remote(self._mades[shard], place, every, restarts)
 
     def wait(self, refs: Sequence[Any], seconds: float) -> bool:
         """Whether all of these answers are there, after ``seconds`` at most; an answer may be that there is none."""
@@ -117,10 +119,10 @@ class RayCalls:
     def remove(self) -> None:
         """Kill the actors for good, and wait until their names are free; their snapshots stay."""
         ray = _ray()
-        for actor in self._actors:
+        for actor in self._actors.values():
             ray.kill(actor)
         deadline = time.monotonic() + GONE
-        while any(self._is_known(shard) for shard in range(len(self._actors))):
+        while any(self._is_known(shard) for shard in self._actors):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the actors of {self.names[0][:-2]!r} were killed, and are there after {GONE:g} s")
             time.sleep(0.05)
@@ -138,8 +140,8 @@ class RayCalls:
         why = lines[-1] if getattr(error, "actor_init_failed", False) else " ".join(lines)[:500]
         return (
             f"the shard {self.names[shard]!r} is dead and does not start again: it could not be made, was removed, or "
-            f"died more than max_restarts={self.max_restarts} times. What is said of the last time: {why}. Make the "
-            "ShardedSampler again, which goes on from the snapshots where there are any"
+            f"died more than max_restarts={self.kept.max_restarts} times. What is said of the last time: {why}. Make "
+            "the ShardedSampler again, which goes on from the snapshots where there are any"
         )
 
 
@@ -151,15 +153,19 @@ def connect(address: str | None) -> None:
             started here last. None is what the environment's RAY_ADDRESS says, and without that a new Ray, which
             listens on 127.0.0.1, asks for a token, and ends with this process.
 
-    Where this process has a Ray already, that is the one. ``PermissionError`` for a cluster that would be joined
-    without a token: whoever reaches such a one can run any program there. ``ImportError`` without Ray.
+    Where this process has a Ray already, that is the one; ``ValueError`` for an ``address`` of another.
+    ``PermissionError`` for a cluster that would be joined without a token: whoever reaches such a one can run any
+    program there. ``ImportError`` without Ray.
     """
+    given = address or None
     address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15: a shard would wait for those who wait for it
     with _starting:
         ray = _ray()
         if ray.is_initialized():
+            if given is not None:
+                check_joined(given, str(ray.get_runtime_context().gcs_address))
             return
         quiet = {"logging_level": "ERROR", "log_to_driver": False}
         if address is None or address == "local":
@@ -175,9 +181,53 @@ def connect(address: str | None) -> None:
         ray.init(address=address, **quiet)
 
 
+def check_joined(address: str, joined: str) -> None:
+    """``ValueError`` for an ``address`` that is not that of the cluster that this process has joined.
+
+    Hosts are compared by the addresses that their names stand for. ``"auto"`` names none, ``"local"`` one of this
+    machine, and the port of ``"ray://..."`` is another one than that of the cluster.
+    """
+    (host, port), (theirs, their_port) = _split(address), _split(joined)
+    if address == "auto" or address == joined:
+        return
+    if address == "local":
+        host = "localhost"
+    if (address == "local" or address.startswith("ray://") or port == their_port) and _hosts(host) & _hosts(theirs):
+        return
+    raise ValueError(
+        f"address={address!r}, but this process has joined the Ray at {joined!r} already; leave address out to use "
+        "that one, or call ray.shutdown() first"
+    )
+
+
+def _split(address: str) -> tuple[str, str]:
+    """The host of an address, and its port."""
+    host, port = (*address.removeprefix("ray://").rsplit(":", 1), "")[:2]
+    return host.strip("[]"), port
+
+
+def _hosts(host: str) -> set[str]:
+    """The addresses that the name of a host stands for, those of this machine as ``"here"``; none of an unknown one."""
+    try:
+        found = {(family, place[0]) for family, _, _, _, place in socket.getaddrinfo(host, None)}
+    except OSError:
+        return set()
+    return {"here" if _is_here(family, str(place)) else str(place) for family, place in found}
+
+
+def _is_here(family: socket.AddressFamily, place: str) -> bool:
+    """Whether an address is one of this machine."""
+    with socket.socket(family, socket.SOCK_DGRAM) as tried:
+        try:
+            tried.bind((place, 0))
+        except OSError:
+            return False
+    return True
+
+
 def is_loopback(address: str) -> bool:
     """Whether ``address`` names this machine, as no other machine can reach it."""
-    host = address.removeprefix("ray://").rsplit(":", 1)[0].strip("[]")
+    host = _split(address)[0]
     if host == "localhost":
         return True
     try:

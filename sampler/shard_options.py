@@ -2,12 +2,14 @@
 
 mades = made_alike(50_000, 4, priority="sqrt", losses=None, smoothing=0.5, ...)
 difference(mades[0].described(), theirs)            # None where the stores are alike
+unlike(kept, Kept("runs/mine/shards", None, None))  # None where the store is kept as is named here
 """
 
 from __future__ import annotations
 
 import os
 import zlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,8 @@ from sampler.priorities import Priority
 from sampler.shard import block_of
 
 SCHEMES = ("multinomial", "systematic", "stratified")
+EVERY = 60.0  # seconds between snapshots, where none are named
+RESTARTS = 10  # of a shard, likewise
 
 
 class Made(NamedTuple):
@@ -53,6 +57,43 @@ class Made(NamedTuple):
         del plain["seed"]
         plain["losses"] = plain.pop("known")
         return {**plain, "priority": priorities.describe(priorities.resolve(self.priority))}
+
+
+class Kept(NamedTuple):
+    """How the shards of a store are kept, or of that what somebody names who comes: None is what he does not name.
+
+    Attributes:
+        snapshots: the folder that has one for each shard; None of a store: none are written.
+        snapshot_every: > 0, seconds between snapshots.
+        max_restarts: ≥ 0, how often a shard is started again; None of a store that is on no Ray.
+    """
+
+    snapshots: str | None = None
+    snapshot_every: float | None = None
+    max_restarts: int | None = None
+
+    def filled(self) -> Kept:
+        """The same with what a store has where nothing is named."""
+        every = EVERY if self.snapshot_every is None else self.snapshot_every
+        restarts = RESTARTS if self.max_restarts is None else self.max_restarts
+        return Kept(self.snapshots, every, restarts)
+
+
+def named(snapshots: str | os.PathLike[str] | None, snapshot_every: float | None, max_restarts: int | None) -> Kept:
+    """What is named of these; ``TypeError`` or ``ValueError`` for what cannot be."""
+    return Kept(
+        None if snapshots is None else str(Path(snapshots).absolute()),
+        None if snapshot_every is None else check_seconds("snapshot_every", snapshot_every),
+        None if max_restarts is None else checks.whole("max_restarts", max_restarts, least=0),
+    )
+
+
+def unlike(kept: Kept, named: Kept) -> str | None:
+    """In words, the first that is named and is not as the store has it; None where all are, or nothing is named."""
+    ours = {name: value for name, value in named._asdict().items() if value is not None}
+    if kept.snapshots and named.snapshots and os.path.realpath(kept.snapshots) == os.path.realpath(named.snapshots):
+        del ours["snapshots"]
+    return difference(kept._asdict(), ours)
 
 
 def made_alike(

@@ -31,7 +31,7 @@ from sampler import checks
 from sampler.base import Float64s, Int64s
 from sampler.samplers.importance import ImportanceSampler
 from sampler.shard import block_of
-from sampler.shard_options import Made, checksum, difference
+from sampler.shard_options import EVERY, Kept, Made, checksum, difference
 from sampler.snapshots import newest_snapshot, write_snapshot
 
 
@@ -83,12 +83,14 @@ class Welcome(NamedTuple):
     Attributes:
         joined: how many have before.
         made: what the shard is made with, ``Made.described()``.
+        kept: how it is kept.
         begun: whether it has the known losses, or there are none.
         status: where it stands.
     """
 
     joined: int
     made: dict[str, Any]
+    kept: Kept
     begun: bool
     status: Status
 
@@ -190,20 +192,28 @@ class ShardServer:
 
     Args:
         made: what the shard is made with.
-        folder: of its snapshots; None keeps none. What is there is gone on with.
+        folder: of its snapshots, in that of the store; None keeps none. What is there is gone on with.
         every: > 0, seconds between snapshots; none is written where nothing has changed.
         again: whether this is a shard that has died before, so that its random numbers must be others.
+        max_restarts: how often it is started again by whoever does so, which is told to those who join.
 
     Safe for threads. Raises ``ValueError`` for snapshots that are of a shard made otherwise, of a newer version, or
     none of which is whole.
     """
 
     def __init__(
-        self, made: Made, *, folder: str | os.PathLike[str] | None = None, every: float = 60.0, again: bool = False
+        self,
+        made: Made,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        every: float = EVERY,
+        again: bool = False,
+        max_restarts: int | None = None,
     ) -> None:
         self.made = made
         self._sampler = BlockSampler(made)
         self._folder = None if folder is None else Path(folder)
+        self._kept = Kept(None if self._folder is None else str(self._folder.parent), every, max_restarts)
         self._lock = threading.RLock()
         self._life = int.from_bytes(os.urandom(7), "big")
         self._received = self._loaded = self._joined = 0
@@ -242,7 +252,7 @@ class ShardServer:
         """For one who joins."""
         with self._lock:
             self._joined += 1
-            return Welcome(self._joined - 1, self.made.described(), self._begun, self.status())
+            return Welcome(self._joined - 1, self.made.described(), self._kept, self._begun, self.status())
 
     def begin(self, losses: npt.NDArray[Any]) -> Status:
         """Start from the known losses (n,) of the block, once.

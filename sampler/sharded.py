@@ -29,18 +29,19 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from sampler import batches, checks, priorities, ray_calls, weights
-from sampler.base import RECENT_DRAWS, SUMMED_DRAWS, CountsNonfinite, Float32s, Float64s, Int64s, Sampler, _no_step_left
+from sampler import batches, checks, priorities, ray_calls
+from sampler.base import RECENT_DRAWS, CountsNonfinite, Float32s, Float64s, Int64s, Sampler, _no_step_left
 from sampler.ledger import Draw, frozen
 from sampler.priorities import Priority
 from sampler.shard_calls import Call, Calls, Patient
 from sampler.shard_options import (
+    Kept,
     Made,
     check_fraction,
     check_lag,
@@ -49,10 +50,13 @@ from sampler.shard_options import (
     check_seconds,
     difference,
     made_alike,
+    named,
+    unlike,
 )
 from sampler.shard_plan import Group, Pool, ShardPlan, assembled, orders_of
-from sampler.shard_server import Status
+from sampler.shard_server import Status, Welcome
 from sampler.shard_standing import Standing
+from sampler.shard_views import ShardedViews
 from sampler.sharded_state import ShardedState
 
 LOOKED = 8  # updates of a shard on their way before there is a look at which have come
@@ -61,7 +65,7 @@ PENDING = 64  # at most; then an update waits for the oldest
 logger = logging.getLogger("sampler")
 
 
-class ShardedSampler(CountsNonfinite, ShardedState):
+class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
     """Draws in proportion to priority as an ``ImportanceSampler`` does, from a store that several share.
 
     p is that of one store, p = (1-λ) q/Σq + λ/N, but for how old the totals of the shards are by which they are chosen;
@@ -75,10 +79,10 @@ class ShardedSampler(CountsNonfinite, ShardedState):
         address: of a Ray cluster, as ``ray.init`` takes it; None: the Ray that this process has joined, or else a new
             one for this machine alone. See :func:`sampler.ray_calls.connect`.
         snapshots: the folder in which the shards write theirs, one all nodes can reach; what is there is gone on with.
-            None: none are written, and a shard that dies has lost all.
-        snapshot_every: > 0, seconds between them.
+            None: as the store has it; where it is made here, none are written, and a shard that dies has lost all.
+        snapshot_every: > 0, seconds between them; None: as the store has it, and 60 where it is made here.
         prefetch: ≥ 0, batches drawn ahead, so that a step waits for no call. Their priorities are as old as that.
-        max_restarts: ≥ 0, how often a shard is started again.
+        max_restarts: ≥ 0, how often a shard is started again; None: as the store has it, and 10 where it is made here.
         timeout: > 0, seconds that a call waits for a shard that does not answer.
         priority, smoothing, beta, initial_priority, warmup, losses, max_nonfinite_updates: as of ``ImportanceSampler``
             (known losses are of step 0, and the first draw is then of step 1);
@@ -87,7 +91,9 @@ class ShardedSampler(CountsNonfinite, ShardedState):
         uniform_fraction: λ in (0, 1].
         scheme: ``"multinomial"``, ``"systematic"`` or ``"stratified"``.
         first_pass: whether first every sample is drawn once at weight 1; where several draw, together.
-        seed: ≥ 0. With several shards the draws depend on timing all the same.
+        seed: ≥ 0, of the shards where they are made here, and of this client, who chooses among them. Of one who joins
+            it need not be that of the store: its choices are others than those of all before it, whatever theirs. With
+            several shards the draws depend on timing all the same.
         calls: what carries the calls in place of Ray; for tests.
 
     The first passes of a shard that has lost them are not made again once this client's are over. ``draw`` and
@@ -110,9 +116,9 @@ class ShardedSampler(CountsNonfinite, ShardedState):
         namespace: str = "importance-sampling",
         address: str | None = None,
         snapshots: str | os.PathLike[str] | None = None,
-        snapshot_every: float = 60.0,
+        snapshot_every: float | None = None,
         prefetch: int = 4,
-        max_restarts: int = 10,
+        max_restarts: int | None = None,
         timeout: float = 300.0,
         priority: str | Priority = "loss",
         uniform_fraction: float = 0.3,
@@ -150,13 +156,11 @@ class ShardedSampler(CountsNonfinite, ShardedState):
             losses=known,
             seed=seed,
         )
-        timeout, every = check_seconds("timeout", timeout), check_seconds("snapshot_every", snapshot_every)
-        restarts = checks.whole("max_restarts", max_restarts, least=0)
+        timeout = check_seconds("timeout", timeout)
+        kept = named(snapshots, snapshot_every, max_restarts)
         if calls is None:
             ray_calls.connect(address)
-            carrier: Calls = ray_calls.RayCalls(
-                self._mades, name=name, namespace=namespace, folder=snapshots, every=every, max_restarts=restarts
-            )
+            carrier: Calls = ray_calls.RayCalls(self._mades, name=name, namespace=namespace, kept=kept)
         else:
             carrier = calls(self._mades)
         self._patient = Patient(carrier, name=name, timeout=timeout)
@@ -180,19 +184,11 @@ class ShardedSampler(CountsNonfinite, ShardedState):
         self._pool = Pool()
         self._groups: deque[Group] = deque()
         self._pending: list[deque[Call]] = [deque() for _ in range(self.shards)]  # updates, by shard
-        self._join(known)
+        self._join(known, kept)
 
-    def _join(self, losses: npt.NDArray[Any] | None) -> None:
+    def _join(self, losses: npt.NDArray[Any] | None, kept: Kept) -> None:
         """Meet the shards: refuse those made otherwise, and begin where the others stand."""
-        welcome = self._patient.ask_all("hello", shards=self.shards)
-        for made, own in zip(self._mades, welcome, strict=True):
-            differs = difference(own.made, made.described())
-            if differs:
-                raise ValueError(
-                    f"the store {self.name!r} is there, made {differs}; make it alike, or choose another name, or call "
-                    "remove() of the other one first"
-                )
-            self._tell(made.shard, own.status)
+        welcome = self._met(kept)
         if losses is not None:
             parts = np.split(losses, self._plan.first[1:])
             asked = [Call(shard, "begin", parts[shard]) for shard, own in enumerate(welcome) if not own.begun]
@@ -202,6 +198,32 @@ class ShardedSampler(CountsNonfinite, ShardedState):
         statuses = self._standing.all()
         self._plan.begin(sum(status.done for status in statuses), generator)
         self._step = max(max(status.step, status.newest + 1) for status in statuses)
+
+    def _met(self, kept: Kept) -> list[Welcome]:
+        """The welcome of every shard. One that is there is asked first, the others only where it is as is wanted here:
+        those that are not there are made by being asked, and made as it is.
+        """
+        carrier = self._patient.calls
+        on_ray = carrier if isinstance(carrier, ray_calls.RayCalls) else None
+        first = on_ray.there() if on_ray else 0
+        welcome = self._greeted([first], kept)
+        if on_ray:
+            on_ray.kept = welcome[first].kept
+        welcome |= self._greeted([shard for shard in range(self.shards) if shard != first], kept)
+        return [welcome[shard] for shard in range(self.shards)]
+
+    def _greeted(self, shards: list[int], kept: Kept) -> dict[int, Welcome]:
+        calls = [Call(shard, "hello") for shard in shards]
+        welcome: dict[int, Welcome] = dict(zip(shards, self._patient.answers(calls), strict=True))
+        for shard, own in welcome.items():
+            differs = difference(own.made, self._mades[shard].described()) or unlike(own.kept, kept)
+            if differs:
+                raise ValueError(
+                    f"the store {self.name!r} is there, made {differs}; make it alike, or choose another name, or call "
+                    "remove() of the other one first"
+                )
+            self._tell(shard, own.status)
+        return welcome
 
     def __len__(self) -> int:
         return self._size
@@ -412,82 +434,6 @@ class ShardedSampler(CountsNonfinite, ShardedState):
             done = [status.done for status in self._standing.all()]
             if self._standing.complete and bool(np.all(np.array(done) >= self._plan.passes * self._plan.size)):
                 self._plan.over()
-
-    # --- looking inside -----------------------------------------------------------------------
-
-    def probabilities(self) -> Float64s:
-        """Give p of every sample, what an independent draw would use that knew all totals. O(N), a call a shard.
-
-        (N,) float64, sums to 1.
-        """
-        values = self.priorities()
-        total = values.sum()
-        share = values / total if total > 0.0 else np.full(self._size, 1.0 / self._size)
-        probability: Float64s = (1.0 - self.uniform_fraction) * share + self.uniform_fraction / self._size
-        return probability
-
-    def priorities(self) -> Float64s:
-        """The priority of every sample: (N,) float64, ≥ 0. O(N), a call a shard."""
-        return self._gathered("priorities")
-
-    def ages(self) -> Int64s:
-        """How stale what is known of each sample is, in draws: (N,) int64, ≥ 0. O(N), a call a shard."""
-        return np.maximum(self._step - 1 - self._gathered("known").astype(np.int64), 0)
-
-    def stalest(self, count: int) -> Int64s:
-        """The ``count`` samples of all shards of the greatest age, the oldest first: at most all N. A call a shard."""
-        return self.oldest(checks.whole("count", count, least=1), range(self.shards))[0]
-
-    def oldest(self, count: int, shards: Iterable[int]) -> tuple[Int64s, Int64s]:
-        """The ``count`` samples of these shards whose newest loss is the oldest, the oldest first, and its step.
-
-        (m,) int64 each, m ≤ count; the step is -1 of a sample of which nothing is known. A call a shard, behind all
-        updates.
-        """
-        self.flush()
-        calls = [Call(shard, "stalest", min(count, int(self._plan.size[shard]))) for shard in shards]
-        answers = zip(calls, self._patient.answers(calls), strict=True)
-        parts = [(index + self._plan.first[call.shard], known) for call, (index, known) in answers]
-        index, known = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.lexsort((index, known))[:count]
-        return index[order], known[order]
-
-    def processes(self) -> list[int]:
-        """The number of the process that each shard runs in, on whatever node."""
-        return self._patient.ask_all("process", shards=self.shards)
-
-    def _gathered(self, method: str) -> npt.NDArray[Any]:
-        self.flush()
-        return np.concatenate(self._patient.ask_all(method, shards=self.shards))
-
-    def summary(self) -> dict[str, int | float]:
-        """Where the sampler stands, as far as the shards have told; no call is made. O(S).
-
-        As of every sampler, with ``seen``, ``late`` and ``mean_priority`` of all clients and the rest of this one; and
-        ``restarts``, how often a shard was found to have died; ``lost_updates``, those that shards had taken and do
-        not know any more; ``calls``; ``waited``, seconds spent waiting for shards; ``ahead``, draws that are there.
-        """
-        with self._telling:
-            statuses = self._standing.all()
-        recent = self._recent[np.arange(max(0, self._drawn - SUMMED_DRAWS), self._drawn) % RECENT_DRAWS]
-        drawn, total, squares, _ = recent.sum(axis=0)
-        effective = weights.effective(float(total), float(squares))
-        return {
-            "step": self._step,
-            **self._counts,
-            "seen": sum(status.seen for status in statuses),
-            "late": sum(status.late for status in statuses),
-            "effective_sample_size": effective,
-            "effective_fraction": effective / float(drawn) if drawn else 1.0,
-            "max_weight": float(recent[:, 3].max(initial=0.0)),
-            "mean_priority": sum(status.total for status in statuses) / self._size,
-            "in_flight": 0,
-            "restarts": self._standing.restarts,
-            "lost_updates": self._standing.lost_updates,
-            "calls": self._patient.sent,
-            "waited": self._patient.waited,
-            "ahead": self._pool.size,
-        }
 
     # --- the state, and the end ---------------------------------------------------------------
 

@@ -226,6 +226,41 @@ def test_two_processes_meet_by_name(shared):
         store("shared", smoothing=0.5)
 
 
+def test_who_joins_need_not_say_how_the_store_is_kept_and_may_not_say_otherwise(shared):
+    """A refused one leaves nothing behind; what was not named is as the store has it, also for a shard made anew."""
+    with store("kept", shards=1, snapshot_every=7.0, max_restarts=0) as sampler:
+        for options, message in [
+            ({"snapshot_every": 8.0}, r"snapshot_every=7.0, this one has snapshot_every=8.0"),
+            ({"max_restarts": 5}, r"max_restarts=0, this one has max_restarts=5"),
+            ({"snapshots": "elsewhere"}, r"snapshots=None, this one has snapshots="),
+            ({"shards": 3}, r"shards=1, this one has shards=3"),
+            ({"address": "10.255.255.1:6379"}, r"has joined the Ray at '127.0.0.1:\d+' already"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                store("kept", **{"shards": 1, "snapshot_every": None, **options})
+        address = ray.get_runtime_context().gcs_address
+        for own in (address, address.replace("127.0.0.1", "localhost"), "auto"):
+            store("kept", shards=1, snapshot_every=None, address=own)
+        assert sampler._patient.calls.there() == 0
+        for shard in (1, 2):
+            with pytest.raises(ValueError, match="kept"):
+                ray.get_actor(f"kept-{shard}", namespace="importance-sampling")
+        sampler.remove()
+
+
+def test_a_shard_made_again_is_kept_as_the_others_are(shared, tmp_path):
+    with store("again", snapshots=tmp_path, snapshot_every=7.0, max_restarts=0) as sampler:
+        sampler.update(np.arange(N), LOSSES, step=3)
+        sampler.snapshot()
+        os.kill(sampler.processes()[0], signal.SIGKILL)
+        until(lambda: died_or_back(sampler) is True)
+        again = store("again", snapshot_every=None)
+        np.testing.assert_allclose(again.priorities(), LOSSES, rtol=1e-6)
+        welcome = again._patient.ask_all("hello", shards=SHARDS)
+        assert {own.kept for own in welcome} == {(str(tmp_path), 7.0, 0)}
+        again.remove()
+
+
 TRAINER = """
     import os
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as this address is of 127.0.0.1

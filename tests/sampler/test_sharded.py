@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sampler import DivergedError, ImportanceSampler, ShardedSampler
-from sampler.ray_calls import ShardLost, check_token, is_loopback
+from sampler.ray_calls import ShardLost, check_joined, check_token, is_loopback
 from sampler.state_bytes import from_bytes, to_bytes
 
 from .chance import chi_square_rejects
@@ -338,6 +338,28 @@ def test_another_store_of_the_name_is_refused():
         store(calls, losses=LOSSES)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"snapshot_every": 60.0}, r"made with snapshot_every=1000000.0, this one has snapshot_every=60.0"),
+        ({"snapshots": "elsewhere"}, r"made with snapshots='.*', this one has snapshots='.*/elsewhere'"),
+        ({"max_restarts": 3}, r"made with max_restarts=None, this one has max_restarts=3"),  # there is no Ray
+    ],
+)
+def test_a_store_that_is_kept_otherwise_than_is_named_is_refused(tmp_path, options, message):
+    calls = InProcess(tmp_path)
+    store(calls)
+    asked = len(calls.asked)
+    with pytest.raises(ValueError, match=message):
+        store(calls, **options)
+    assert calls.asked[asked:] == [(0, "hello")]  # the others are not asked, which may not be there
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    store(calls, snapshots=link, snapshot_every=1e6)
+    with pytest.raises(ValueError, match=r"made with snapshots=None, this one has snapshots="):
+        store(snapshots=tmp_path)
+
+
 # --- shards that die, or are slow
 
 
@@ -561,6 +583,35 @@ def test_sampler_does_not_import_ray():
 )
 def test_which_addresses_are_of_this_machine_alone(address, loopback):
     assert is_loopback(address) == loopback
+
+
+@pytest.mark.parametrize(
+    ("address", "joined", "same"),
+    [
+        ("10.255.255.1:6379", "10.255.255.1:6379", True),
+        ("head.invalid:6379", "head.invalid:6379", True),
+        ("localhost:6379", "127.0.0.1:6379", True),
+        ("127.0.0.1:6379", "localhost:6379", True),
+        ("ray://localhost:10001", "127.0.0.1:6379", True),
+        ("auto", "10.255.255.1:6379", True),
+        ("local", "127.0.0.1:6379", True),
+        ("local", "10.255.255.1:6379", False),
+        ("localhost:6380", "127.0.0.1:6379", False),
+        ("localhost", "127.0.0.1:6379", False),
+        ("10.255.255.2:6379", "10.255.255.1:6379", False),
+        ("127.0.0.1:6379", "10.255.255.1:6379", False),
+        ("ray://10.255.255.2:10001", "10.255.255.1:6379", False),
+        ("head.invalid:6379", "10.255.255.1:6379", False),
+    ],
+)
+def test_the_address_of_another_ray_than_that_which_was_joined_is_refused(address, joined, same):
+    if same:
+        check_joined(address, joined)
+    else:
+        with pytest.raises(
+            ValueError, match=rf"address='{address}', but this process has joined the Ray at '{joined}'"
+        ):
+            check_joined(address, joined)
 
 
 def test_a_cluster_whose_token_is_switched_off_is_refused(monkeypatch):
