@@ -75,7 +75,7 @@ class RayCalls:
 
     def there(self) -> int:
         """The first shard that is there, or 0 where none is."""
-        return next((shard for shard in range(len(self.names)) if self._is_known(shard)), 0)
+        return next((shard for shard in range(len(self.names)) if self._named(shard) is not None), 0)
 
     def send(self, shard: int, method: str, *arguments: Any) -> Any:
         """Call a method of a shard, without waiting; what ``wait`` and ``result`` take."""
@@ -110,9 +110,9 @@ class RayCalls:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.ActorDiedError as error:
-            if error.actor_init_failed or not self._is_known(shard):
-                raise ShardLost(self._why_lost(shard, error)) from error
-            raise ShardDown(str(error)) from error
+            if not error.actor_init_failed and self._is_there(shard):
+                raise ShardDown(str(error)) from error
+            raise ShardLost(self._why_lost(shard, error)) from error
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.RpcError) as error:
             raise ShardDown(str(error)) from error
 
@@ -122,22 +122,32 @@ class RayCalls:
         for actor in self._actors.values():
             ray.kill(actor)
         deadline = time.monotonic() + GONE
-        while any(self._is_known(shard) for shard in self._actors):
+        while any(map(self._is_there, self._actors)):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the actors of {self.names[0][:-2]!r} were killed, and are there after {GONE:g} s")
             time.sleep(0.05)
 
-    def _is_known(self, shard: int) -> bool:
-        """Whether Ray has the actor, alive or to be started again."""
+    def _named(self, shard: int) -> Any:
+        """The actor of the shard's name, alive or to be started again, or None."""
         try:
-            _ray().get_actor(self.names[shard], namespace=self.namespace)
+            return _ray().get_actor(self.names[shard], namespace=self.namespace)
         except ValueError:
-            return False
-        return True
+            return None
+
+    def _is_there(self, shard: int) -> bool:
+        """Whether that is still the one which was called."""
+        actor = self._named(shard)
+        return actor is not None and actor._actor_id == self._actors[shard]._actor_id
 
     def _why_lost(self, shard: int, error: Exception) -> str:
+        failed = getattr(error, "actor_init_failed", False)
+        if not failed and self._named(shard) is not None:
+            return (
+                f"the shard {self.names[shard]!r} was removed, or is dead, and another of that name is there: make the "
+                "ShardedSampler again to share it"
+            )
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = lines[-1] if getattr(error, "actor_init_failed", False) else " ".join(lines)[:500]
+        why = lines[-1] if failed else " ".join(lines)[:500]
         return (
             f"the shard {self.names[shard]!r} is dead and does not start again: it could not be made, was removed, or "
             f"died more than max_restarts={self.kept.max_restarts} times. What is said of the last time: {why}. Make "

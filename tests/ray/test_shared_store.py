@@ -440,6 +440,20 @@ def test_what_was_removed_goes_on_from_its_snapshots(shared, tmp_path):
         sampler.remove()
 
 
+def test_who_has_a_store_that_was_removed_is_told_so_though_another_of_its_name_is_there(shared):
+    old, other = (store("replaced", shards=1, prefetch=0, timeout=10.0) for _ in range(2))
+    old.remove()
+    with pytest.raises(ShardLost, match="'replaced-0' is dead and does not start again"):
+        other.draw(B)
+    with store("replaced", shards=1) as new:
+        for sampler in (old, other):
+            with pytest.raises(ShardLost, match="'replaced-0' was removed, or is dead, and another of that name is"):
+                sampler.priorities()
+        old.remove()  # of its own shards, which are gone
+        assert new.draw(B).step == 0
+        new.remove()
+
+
 def test_fit(shared):
     """A Keras model trained by ``fit`` on a store that is shared: every batch is drawn, every loss comes back."""
     import keras
