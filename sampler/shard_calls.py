@@ -47,11 +47,12 @@ class Calls(Protocol):
 class Call:
     """A call to a shard that is asked again where the shard is down."""
 
-    __slots__ = ("again", "arguments", "method", "pause", "ref", "shard", "since")
+    __slots__ = ("again", "arguments", "method", "pause", "ref", "sent", "shard", "since")
 
     def __init__(self, shard: int, method: str, *arguments: Any) -> None:
         self.shard, self.method, self.arguments = shard, method, arguments
         self.ref: Any = None  # of the answer; None: to be sent, not before ``again``
+        self.sent = 0.0  # when, the last time
         self.again = 0.0
         self.pause = FIRST_PAUSE
         self.since: float | None = None  # when it was first waited for
@@ -79,6 +80,7 @@ class Patient:
         """Send a call, and do not wait."""
         with self._counting:
             self.sent += 1
+        call.sent = time.monotonic()
         call.ref = self.calls.send(call.shard, call.method, *call.arguments)
 
     def answer(self, call: Call, seconds: float) -> Any:

@@ -193,7 +193,7 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
             parts = np.split(losses, self._plan.first[1:])
             asked = [Call(shard, "begin", parts[shard]) for shard, own in enumerate(welcome) if not own.begun]
             for call, status in zip(asked, self._patient.answers(asked), strict=True):
-                self._tell(call.shard, status)
+                self._tell(call, status)
         generator = np.random.default_rng([self._mades[0].seed, welcome[0].joined])  # another for each who joins
         statuses = self._standing.all()
         self._plan.begin(sum(status.done for status in statuses), generator)
@@ -214,15 +214,16 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
 
     def _greeted(self, shards: list[int], kept: Kept) -> dict[int, Welcome]:
         calls = [Call(shard, "hello") for shard in shards]
-        welcome: dict[int, Welcome] = dict(zip(shards, self._patient.answers(calls), strict=True))
-        for shard, own in welcome.items():
-            differs = difference(own.made, self._mades[shard].described()) or unlike(own.kept, kept)
+        welcome: dict[int, Welcome] = {}
+        for call, own in zip(calls, self._patient.answers(calls), strict=True):
+            differs = difference(own.made, self._mades[call.shard].described()) or unlike(own.kept, kept)
             if differs:
                 raise ValueError(
                     f"the store {self.name!r} is there, made {differs}; make it alike, or choose another name, or call "
                     "remove() of the other one first"
                 )
-            self._tell(shard, own.status)
+            welcome[call.shard] = own
+            self._tell(call, own.status)
         return welcome
 
     def __len__(self) -> int:
@@ -320,7 +321,7 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
                     drawn = self._patient.answer(call, deadline - time.monotonic())
                     if drawn is None:
                         return False
-                    self._tell(call.shard, drawn.status)
+                    self._tell(call, drawn.status)
                     group.answers[call.shard] = drawn.index, drawn.probability
             for index, probability in assembled(group.ordered, group.answers, self._plan):
                 self._pool.put(index, probability)
@@ -398,8 +399,9 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
         """Take the answers to updates that have come, and wait while more than ``most`` are on their way."""
         pending = self._pending[shard]
         while len(pending) > min(most, LOOKED):
+            call = pending[0]
             try:
-                status = self._patient.answer(pending[0], 1.0 if len(pending) > most else 0.0)
+                status = self._patient.answer(call, 1.0 if len(pending) > most else 0.0)
             except (TimeoutError, ray_calls.ShardLost):
                 raise
             except Exception:
@@ -407,7 +409,7 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
                 raise
             if status is not None:
                 pending.popleft()
-                self._tell(shard, status)
+                self._tell(call, status)
             elif len(pending) <= most:
                 return
 
@@ -424,12 +426,12 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
 
     # --- the shards ---------------------------------------------------------------------------
 
-    def _tell(self, shard: int, status: Status) -> None:
-        """Take in where a shard stands."""
+    def _tell(self, call: Call, status: Status) -> None:
+        """Take in where a shard stands, as its answer to a call tells."""
         with self._telling:
-            if not self._standing.take(shard, status):
+            if not self._standing.take(call.shard, status, call.sent):
                 return
-            self._plan.total[shard] = status.total
+            self._plan.total[call.shard] = status.total
             self._step = max(self._step, status.step)
             done = [status.done for status in self._standing.all()]
             if self._standing.complete and bool(np.all(np.array(done) >= self._plan.passes * self._plan.size)):

@@ -73,8 +73,8 @@ class ShardedState:
             self.flush()
             self._collect()
             calls = [Call(shard, "load_state_dict", state["shards"][str(shard)]) for shard in range(self.shards)]
-            for shard, status in enumerate(self._patient.answers(calls)):
-                self._tell(shard, status)
+            for call, status in zip(calls, self._patient.answers(calls), strict=True):
+                self._tell(call, status)
             self._pool = own["pool"]
             self._step, self._stamp, self._drawn = own["step"], own["stamp"], own["drawn"]
             self._recent = own["recent"]
@@ -117,7 +117,7 @@ class ShardedState:
     def flush(self) -> None:  # noqa: D102
         raise NotImplementedError
 
-    def _tell(self, shard: int, status: Status) -> None:
+    def _tell(self, call: Call, status: Status) -> None:
         raise NotImplementedError
 
     def _collect(self) -> None:
