@@ -8,7 +8,8 @@ own with a ``TF_CONFIG`` that names them all; from there on they are TensorFlow'
 says is in ``worker-RANK.log`` in the output folder, which all nodes must reach; what the first one says is shown.
 
 Where a worker is lost, killed or with its node, all are started again, at most ``RESTARTS`` times, and go on from the
-newest step that all have saved. SIGINT and SIGTERM are passed on, and end all of them after a step, with a snapshot.
+newest step that all have saved. SIGINT and SIGTERM end all of them after a step, with a snapshot: the first one is sent
+SIGTERM, which ends it, too, where it has only begun.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from train_options import PROGRAM, Config, OptionError
-from train_saving import caught
+from train_saving import caught, check_folder
 
 RESTARTS = 3
 LOOK = 0.2  # seconds between two looks at the workers
@@ -52,8 +53,12 @@ class Process:
             return f"{host}:{found.getsockname()[1]}"
 
     def start(self, command: list[str], folder: str, environment: dict[str, str], log: str) -> int:
-        """Start ``command``; gives the number of its process. It ends with this actor: Ray kills what it started."""
-        with open(log, "ab") as file:
+        """Start ``command``; gives the number of its process. It ends with this actor: Ray kills what it started.
+
+        Raises ``OSError`` where ``log``, which is there already, or ``folder``, or the program cannot be reached here.
+        """
+        # Not made where it is not: that would be in a folder of this node's own.
+        with open(os.open(log, os.O_WRONLY | os.O_APPEND), "ab") as file:
             self._process = subprocess.Popen(
                 command,
                 cwd=folder,
@@ -91,20 +96,26 @@ class Team:
         self._addresses = ray.get([worker.address.remote(loopback) for worker in self._workers])
 
     def start(self, arguments: Sequence[str], logs: Sequence[Path]) -> None:
-        """Start ``train.py`` on all."""
+        """Start ``train.py`` on all; ``OptionError`` where a node has not what it takes."""
         command = [sys.executable, str(Path(__file__).with_name("train.py")), *arguments]
         cluster = {"worker": self._addresses}
-        self._ray.get(
-            [
-                worker.start.remote(
-                    command,
-                    os.getcwd(),
-                    {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})},
-                    str(log.absolute()),
-                )
-                for rank, (worker, log) in enumerate(zip(self._workers, logs, strict=True))
-            ]
-        )
+        started = [
+            worker.start.remote(
+                command,
+                os.getcwd(),
+                {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})},
+                str(log.absolute()),
+            )
+            for rank, (worker, log) in enumerate(zip(self._workers, logs, strict=True))
+        ]
+        try:
+            self._ray.get(started)
+        except OSError as error:  # which ``Process.start`` raised
+            raise OptionError(
+                f"a worker could not be started on its node: {getattr(error, 'cause', error)}. All workers must reach "
+                "the same --output folder, and find Python, this program and the working directory at the paths they "
+                "have here: choose an --output on a disk that all nodes share"
+            ) from error
 
     def statuses(self) -> list[int | None]:
         """The exit status of each, None while it runs; -SIGKILL of one whose actor is gone."""
@@ -131,37 +142,58 @@ class Team:
 
 def launch(config: Config, arguments: Sequence[str]) -> int:
     """Train with ``config.workers`` processes, started with the same ``arguments``; gives the exit status."""
+    loopback = _joined(config)
+    with caught() as signals:
+        check_folder(config.folder)
+        logs = [config.folder / f"worker-{rank}.log" for rank in range(config.workers)]
+        for log in logs:
+            log.write_bytes(b"")
+        with _shown(logs[0], config.quiet) as show:
+            return _trained(config.workers, loopback, arguments, logs, signals, show)
+
+
+def _joined(config: Config) -> bool:
+    """Join a Ray, or start one; whether it is of this machine alone. ``OptionError`` where there is none to be had."""
     try:
         from sampler.ray_calls import connect, is_loopback
 
         connect(None)
     except (ImportError, PermissionError) as error:
         raise OptionError(f"--workers {config.workers} needs Ray: {error}") from error
+    except ConnectionError as error:
+        raise OptionError(
+            f"--workers {config.workers} joins the Ray cluster of RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}, and "
+            f"cannot: {error}. Start the cluster, set its address, or none for a Ray of this machine alone"
+        ) from error
+    except SystemExit:  # with which Ray 2.60 answers SIGTERM
+        raise KeyboardInterrupt(signal.SIGTERM) from None
     address = os.environ.get("RAY_ADDRESS", "")
-    loopback = not address or address == "local" or is_loopback(address)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    logs = [config.folder / f"worker-{rank}.log" for rank in range(config.workers)]
-    for log in logs:
-        log.unlink(missing_ok=True)
+    return not address or address == "local" or is_loopback(address)
+
+
+def _trained(
+    world: int, loopback: bool, arguments: Sequence[str], logs: Sequence[Path], signals: list[int], show: Any
+) -> int:
+    """Start the workers, again where some are lost; gives the exit status."""
     again: list[str] = []
-    with caught() as signals, _shown(logs[0], config.quiet) as show:
-        for attempt in range(RESTARTS + 1):
-            team = Team(config.workers, loopback)
-            try:
-                team.start([*arguments, *again], logs)
-                statuses = _watched(team, signals, show)
-            finally:
-                team.end()
-            if all(status in TOLD for status in statuses):
-                return max(status or 0 for status in statuses)
-            lost = [rank for rank, status in enumerate(statuses) if status is not None and status < 0]
-            if lost and signals:  # told to end before they could hear of it
-                _say("interrupted while the workers started; what was saved before is there: go on with --resume")
-                return 128 + signals[-1]
-            if not lost or attempt == RESTARTS:
-                break
-            _say(f"lost worker {', '.join(map(str, lost))}; all are started again ({attempt + 1} of {RESTARTS})")
-            again = ["--resume"]
+    for attempt in range(RESTARTS + 1):
+        team = Team(world, loopback)
+        try:
+            team.start([*arguments, *again], logs)
+            statuses = _watched(team, signals, show)
+        finally:
+            team.end()
+        if all(status in TOLD for status in statuses):
+            ended = max(status or 0 for status in statuses)
+            return 128 + signals[-1] if signals and ended == 128 + signal.SIGTERM else ended
+        if signals and statuses[0] != FAILED:  # told to end before they could hear of it
+            _say("interrupted while the workers started; what was saved before is there: go on with --resume")
+            return 128 + signals[-1]
+        lost = [rank for rank, status in enumerate(statuses) if status is not None and status < 0]
+        if not lost or attempt == RESTARTS:
+            break
+        _say(f"lost worker {', '.join(map(str, lost))}; all are started again ({attempt + 1} of {RESTARTS})")
+        again = ["--resume"]
     _say(f"the workers ended with status {', '.join(map(str, statuses))}. The last that was said:")
     for rank, (log, status) in enumerate(zip(logs, statuses, strict=True)):
         if status != 0:
@@ -171,13 +203,13 @@ def launch(config: Config, arguments: Sequence[str]) -> int:
 
 def _watched(team: Team, signals: list[int], show: Any) -> list[int | None]:
     """Wait until all have ended, or one has not ended well and the others had time to; gives their status."""
-    told, until = 0, float("inf")
+    told, until = False, float("inf")
     while True:
         statuses = team.statuses()
         show()
-        if len(signals) > told:
-            team.tell(signals[told])
-            told += 1
+        if signals and not told:
+            team.tell(signal.SIGTERM)  # SIGINT is an error like others to a Python that has only begun
+            told = True
         if None not in statuses or time.monotonic() > until:
             return statuses
         if until == float("inf") and any(status not in (None, *TOLD) for status in statuses):

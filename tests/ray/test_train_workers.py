@@ -1,6 +1,7 @@
 """``train.py --workers``: processes on Ray that train one model; one is killed, all are told to end, and they go on.
 
-Three times two processes, and a Ray: some 100 seconds on two cores.
+Three times two processes, and a Ray: some 100 seconds on two cores. What is tried with ``Here`` in the place of Ray,
+and with processes that do nothing, takes five seconds in all.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ import os
 import signal
 import subprocess
 import sys
+import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from train import main
+import train_workers
+from train import Config, main
+from train_options import OptionError
+from train_workers import Process, Team, launch
 
 from ..pipeline import short_training
 from ..pipeline.short_training import STEPS, saved
@@ -91,3 +98,144 @@ def test_a_worker_is_killed_all_are_started_again_told_to_end_and_go_on(command:
 def test_what_several_cannot_do_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(options) == 2
     assert said in capsys.readouterr().err
+
+
+# --- with no Ray ----------------------------------------------------------------------------------
+
+
+class Actor:
+    """An actor that is an object of this process: what is called is done at once."""
+
+    def __init__(self, inner: Process) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> tuple[Any, Exception | None]:
+            try:
+                return getattr(self.inner, name)(*arguments), None
+            except Exception as error:
+                return None, error
+
+        return types.SimpleNamespace(remote=call)
+
+
+class Here:
+    """What ``train_workers`` takes of Ray, all of it in this process."""
+
+    exceptions = types.SimpleNamespace(RayActorError=type("RayActorError", (Exception,), {}))
+
+    def __init__(self) -> None:
+        self.workers: list[Process] = []
+        self.gets = 0
+        self.meanwhile: Callable[[int], None] = lambda number: None
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {}
+
+    def remote(self, kind: Callable[[], Process]) -> Any:
+        def made() -> Actor:
+            self.workers.append(kind())
+            return Actor(self.workers[-1])
+
+        actor = types.SimpleNamespace(remote=made)
+        return types.SimpleNamespace(options=lambda **options: actor)
+
+    def get(self, answers: Any) -> Any:
+        self.gets += 1
+        self.meanwhile(self.gets)
+        if isinstance(answers, list):
+            return [self.get(answer) for answer in answers]
+        value, error = answers
+        if error is not None:
+            raise error
+        return value
+
+    def kill(self, actor: Actor) -> None:
+        pass
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Here:
+    """In the place of Ray; and of ``train.py`` a program that waits until it is told to end."""
+    found = Here()
+    monkeypatch.setitem(sys.modules, "ray", found)
+    monkeypatch.setattr("sampler.ray_calls.connect", lambda address: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(train_workers, "__file__", str(tmp_path / "train_workers.py"))
+    (tmp_path / "train.py").write_text(
+        "import time\n"
+        "try:\n"
+        "    time.sleep(600)\n"
+        "except KeyboardInterrupt:\n"
+        "    raise SystemExit(1)  # as any Python while it starts\n"
+    )
+    return found
+
+
+def all_ended(workers: Sequence[Process]) -> bool:
+    return all(worker.status() is not None for worker in workers)
+
+
+STARTED = 5  # the answers that were got when all are started: their addresses, and the first of the starts
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", [1, STARTED])
+def test_told_to_end_while_workers_start_none_is_left(
+    number: int,
+    moment: int,
+    here: Here,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As their actors are made, and as they are started; the others would wait for the first one for ever."""
+    monkeypatch.setattr(train_workers, "GRACE", 0.5)
+    here.meanwhile = lambda gets: os.kill(os.getpid(), number) if gets == moment else None
+    before = signal.getsignal(number)
+    try:
+        assert launch(Config(workers=3, output=tmp_path / "run"), []) == 128 + number
+        assert len(here.workers) == 3
+        until(lambda: all_ended(here.workers))
+    finally:
+        for worker in here.workers:
+            worker.tell(signal.SIGKILL)
+    assert signal.getsignal(number) is before
+    assert "interrupted while the workers started" in capsys.readouterr().err
+
+
+def test_told_to_end_while_ray_starts(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(address: None) -> None:
+        raise SystemExit(1)  # as Ray does on SIGTERM
+
+    monkeypatch.setattr("sampler.ray_calls.connect", connect)
+    assert main(["--workers", "2"]) == 143
+    assert not here.workers
+
+
+def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def connect(address: None) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at head:6379")
+
+    monkeypatch.setattr("sampler.ray_calls.connect", connect)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert main(["--workers", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "--workers 2 joins the Ray cluster of RAY_ADDRESS=head:6379, and cannot: Failed to connect" in said
+    assert "Traceback" not in said
+
+
+def test_an_output_folder_that_a_node_does_not_reach(here: Here, tmp_path: Path) -> None:
+    """The folder may be there by its name, and be another one."""
+    logs = [tmp_path / "worker-0.log", tmp_path / "worker-1.log"]
+    logs[0].touch()
+    team = Team(2, loopback=True)
+    try:
+        with pytest.raises(
+            OptionError, match=r"No such file.*worker-1\.log'\. All workers must reach the same --output"
+        ):
+            team.start([], logs)
+    finally:
+        team.end()
+    until(lambda: here.workers[0].status() is not None)
+    assert not logs[1].exists()
