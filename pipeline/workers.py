@@ -122,6 +122,23 @@ def task(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
     return before + index, sum(map(len, cluster.values()))
 
 
+def check_number(wanted: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Raise ``ValueError`` where ``wanted`` processes, more than one, are not as many as ``TF_CONFIG`` names.
+
+    Where it is set none are started: that was done by whoever set it, as ``train.py --workers`` does.
+    """
+    if wanted <= 1 or not environment.get("TF_CONFIG"):
+        return
+    found = task(environment)
+    named = 1 if found is None else found[1]
+    if named != wanted:
+        alone = "this process alone" if named == 1 else f"{named} processes"
+        raise ValueError(
+            f"--workers {wanted} does not go together with a TF_CONFIG that names {alone}: as many train as it names. "
+            "Give --workers 1 beside it, also to go on with a run that had more, or unset it and have them started"
+        )
+
+
 def apart(strategy: Any) -> bool:
     """Whether the replicas of ``strategy`` are processes that have batches of their own, not parts of one."""
     workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.workers import task
+from pipeline.workers import check_number, task
 from train import main
 
 from . import one_of_several, short_training
@@ -65,6 +65,39 @@ def test_the_place_of_a_worker_is_read(environment: dict[str, str], place: tuple
 def test_what_cannot_be_a_worker_is_refused(environment: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         task(environment)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "said"),
+    [
+        (1, {}, None),
+        (2, {}, None),
+        (2, {"TF_CONFIG": ""}, None),
+        (1, of({"worker": ["a:1"]}), None),
+        (1, of({"worker": ["a:1", "b:1"]}), None),
+        (2, of({"worker": ["a:1", "b:1"]}), None),  # as ``train.py --workers 2`` starts them
+        (2, {"TF_CONFIG": "{}"}, "this process alone"),
+        (2, {"TF_CONFIG": " "}, "this process alone"),
+        (2, of({"worker": ["a:1"]}), "this process alone"),
+        (2, of({"chief": ["a:1"], "worker": ["b:1", "c:1"]}), "names 3 processes"),
+    ],
+)
+def test_as_many_workers_as_tf_config_names(wanted: int, environment: dict[str, str], said: str | None) -> None:
+    if said is None:
+        check_number(wanted, environment)
+        return
+    with pytest.raises(ValueError, match=f"--workers {wanted} does not go together with a TF_CONFIG that .*{said}"):
+        check_number(wanted, environment)
+
+
+def test_two_workers_are_not_trained_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TF_CONFIG", of({"worker": ["a:1"]})["TF_CONFIG"])
+    run = tmp_path / "run"
+    assert main([*short_training.options(tmp_path), "--output", str(run), "--workers", "2", "--quiet"]) == 2
+    assert "--workers 2 does not go together with a TF_CONFIG that names this process alone" in capsys.readouterr().err
+    assert not list(run.iterdir())
 
 
 # --- the gradient, and fit ------------------------------------------------------------------------
