@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,8 +16,10 @@ import pytest
 
 import train
 import train_saving
+from pipeline import scorers
 from pipeline.checkpoints import locked
-from train import main
+from train import Config, main
+from train_scorers import scoring
 
 from .forking import Forked
 
@@ -190,3 +193,95 @@ def test_another_reference_is_refused(tmp_path, monkeypatch, capsys):
 def test_signals_are_left_alone_in_other_threads():
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: list(train_saving.caught().__enter__())).result() == []
+
+
+# --- the shards of --scorers ----------------------------------------------------------------------
+
+
+class Store:
+    """A store of which there is nothing but the snapshots, one for each shard."""
+
+    def __init__(self, *, name, shards, snapshots, **others):
+        self.name = name
+        for shard in range(shards):
+            (snapshots / f"{name}-{shard}").mkdir(parents=True)
+            (snapshots / f"{name}-{shard}" / "shard-1.bin").write_bytes(b"of this run")
+
+    def ages(self):
+        return np.zeros(3)
+
+    def remove(self):
+        pass
+
+
+class Nobody:
+    """Scorers that do nothing."""
+
+    def __init__(self, store, recipe, *, count):
+        self.publish = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def end(self):
+        pass
+
+    def summary(self):
+        return {}
+
+
+@dataclasses.dataclass
+class Plan:
+    """What ``scoring`` takes of a plan."""
+
+    config: Config
+    data: str = "abc"
+    sampler: object = None
+    scoring: object = None
+
+
+@pytest.fixture
+def of_nothing(monkeypatch):
+    monkeypatch.setattr(scorers, "ScoredSampler", Store)
+    monkeypatch.setattr(scorers, "Scorers", Nobody)
+    monkeypatch.setattr(scorers, "PublishWeights", lambda *arguments: None)
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("own", ["mine-0", "mytrain-0", "train"])
+@pytest.mark.usefixtures("of_nothing")
+def test_a_store_of_the_users_own_stays_beside_that_of_the_scorers(own, fails, tmp_path):
+    shards = tmp_path / "shards"
+    (shards / own).mkdir(parents=True)
+    (shards / own / "shard-7.bin").write_bytes(b"of the user")
+    before = files(tmp_path)
+    with contextlib.suppress(ZeroDivisionError), scoring(Plan(Config(scorers=2)), tmp_path):
+        during = files(tmp_path)
+        if fails:
+            raise ZeroDivisionError
+    assert len(during) == len(before) + 2  # the run's own
+    assert files(tmp_path) == before
+    assert [path.name for path in shards.iterdir()] == [own]  # no empty folders either
+
+
+@pytest.mark.usefixtures("of_nothing")
+def test_shards_that_a_run_that_was_killed_has_left_go_with_the_next(tmp_path):
+    for name in ("train-0123456789ab", "mine"):
+        Store(name=name, shards=1, snapshots=tmp_path / "shards" / name)
+    with scoring(Plan(Config(scorers=1)), tmp_path):
+        assert len(files(tmp_path)) == 3
+    assert list(files(tmp_path)) == ["shards/mine/mine-0/shard-1.bin"]
+
+
+@pytest.mark.usefixtures("of_nothing")
+def test_no_folder_of_shards_is_left_where_nobody_else_has_some(tmp_path):
+    with scoring(Plan(Config(scorers=1)), tmp_path):
+        assert len(files(tmp_path)) == 1
+    assert not list(tmp_path.iterdir())
