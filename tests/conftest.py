@@ -1,31 +1,58 @@
-"""For all tests: which cases are long ones, and what is not searched for cycles again and again."""
+"""For all tests: which cases are long ones, what is compiled once for all, what is not searched for cycles again."""
 
 from __future__ import annotations
 
 import gc
-from collections import Counter
 
+import numpy as np
 import pytest
 
+from tests.choosing import showing_all
+from tests.sampler.siblings import SIBLINGS
+
+CHOOSING = {"every", "each_value"}
 COLLECT_AFTER = 50_000, 20, 20  # objects; the default 700 has a fifth of the time go into searching graphs
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Where several processes test, the one that hands out the tests compiles the kernels while the others import.
+
+    In a fresh clone each of them, and each actor of Ray, would do so by itself: 20 seconds.
+    """
+    others = getattr(session.config.option, "numprocesses", None)
+    if others and not hasattr(session.config, "workerinput"):
+        compile_kernels()
+
+
+def compile_kernels() -> None:
+    """Have numba compile, or find in its cache, what all samplers do."""
+    for make in SIBLINGS.values():
+        sampler = make(17, seed=0)
+        for size in (17, 4):  # the first pass, and one by priority
+            draw = sampler.draw(size)
+            sampler.update(draw.index, np.ones(size), step=draw.step)
+        rows = (np.zeros((2, 4), dtype) for dtype in (np.int64, np.float32, np.float32, np.int64))
+        sampler.poll_rows(*rows, seconds=0.0)
+        sampler.load_state_dict(sampler.state_dict())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the cases of a test that is marked ``every(n)`` one of n is tried, and the others are of the soak.
-
-    Of the first n the first, of the next the second, and so on, so that no value of a parameter is left out throughout.
-    """
-    seen: Counter[str] = Counter()
+    """Of the cases of a test that is marked ``every(n)`` or ``each_value`` some are tried, the others are soak."""
+    cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        mark = item.get_closest_marker("every")
-        if mark is None:
-            continue
-        test = item.nodeid.partition("[")[0]
-        block, place = divmod(seen[test], mark.args[0])
-        if place != block % mark.args[0]:
-            item.add_marker(pytest.mark.soak)
-        seen[test] += 1
+        if CHOOSING & {mark.name for mark in item.iter_markers()} and not item.get_closest_marker("soak"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for of_one_test in cases.values():
+        every = of_one_test[0].get_closest_marker("every")
+        if every:
+            tried = set(range(0, len(of_one_test), every.args[0]))
+        else:
+            tried = showing_all([item.callspec.params for item in of_one_test])
+        for place, item in enumerate(of_one_test):
+            if place not in tried:
+                item.add_marker(pytest.mark.soak)
 
 
 def pytest_collection_finish() -> None:

@@ -92,7 +92,7 @@ def test_a_wrong_batch_is_found_out(data: Data) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in PIPELINES.items() if not entry.eager])
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_batches_are_made_of_the_samples(data: Data, name: str) -> None:
     entry = PIPELINES[name]
     if entry.only and data.name not in entry.only:

@@ -73,7 +73,7 @@ USER_WEIGHT = {**SAMPLING, "sample_weight": tf.TensorSpec((B,), tf.float64)}
     ],
     ids=["x, y", "x", "tuple of x", "dict", "two inputs", "sample weights"],
 )
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_structure(data: Any, spec: Any, through: str) -> None:
     sampler = ImportanceSampler(N, seed=0)
     if through == "arrays":
@@ -246,7 +246,7 @@ def test_one_call_makes_a_whole_batch(recording: type[Any]) -> None:
     ("prefetch", "lag"), [(0, None), (1, None), (4, None), (9, None), (None, None), (0, 1), (1, 3), (None, 2), (8, 9)]
 )
 @pytest.mark.fault(28)
-@pytest.mark.every(4)
+@pytest.mark.each_value
 def test_draws_ahead_are_bounded(
     prefetch: int | None, lag: int | None, held: str, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,7 +150,7 @@ def broken_off_at_random(train: tf.data.Dataset, sampler: Any, iterations: int, 
 
 
 @pytest.mark.parametrize(("epoch", "lag"), [(1, 1), (1, 4), (2, 2), (2, 4), (3, 4), (4, 1), (4, 3), (7, 2), (7, 4)])
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_what_was_in_flight_is_handed_out_again(epoch: int, lag: int) -> None:
     sampler = importance(epoch * B - 1, lag)
     train = importance_dataset(data(epoch * B - 1), sampler, B)
@@ -161,7 +161,7 @@ def test_what_was_in_flight_is_handed_out_again(epoch: int, lag: int) -> None:
 
 @pytest.mark.parametrize("left", [0, 1, 2, 3])
 @pytest.mark.parametrize("in_hand", [False, True], ids=["fed back", "in hand"])
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_broken_off_before_the_end_of_an_epoch(left: int, in_hand: bool) -> None:
     """``left`` batches before the last; the last one fed back, or still in the consumer's hands."""
     sampler, epoch = importance(24, 4), 6

@@ -74,7 +74,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("through", "cores"), [("arrays", 1), ("dataset", 2)])
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_an_epoch_ends_with_the_pass(way: str, through: str, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.dataset._cores", lambda: cores)
     sampler = PruningSampler(N, finish=0.0, seed=0)
@@ -96,7 +96,7 @@ def test_an_epoch_ends_with_the_pass(way: str, through: str, cores: int, monkeyp
 
 @pytest.mark.parametrize("lag", [1, 4])
 @pytest.mark.parametrize("make", [PruningSampler, SelectiveSampler])
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_under_a_lag_epochs_are_those_of_the_sampler_alone(lag: int, make: Any) -> None:
     ours, alone = (make(N, feedback_lag=lag, seed=1) for _ in range(2))
     dataset = importance_dataset((X, Y), ours, B)

@@ -25,7 +25,7 @@ def loss_of(x: tf.Tensor) -> tf.Tensor:
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("lag", [None, 3])
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_losses_reach_the_sampler(compiled: bool, lag: int | None) -> None:
     sampler = ImportanceSampler(N, seed=0, feedback_lag=lag, feedback_timeout=20.0)
 

@@ -67,7 +67,7 @@ MOST = ["sequential", "own train_step", "regularisers and add_loss", "sequence",
     ],
 )
 @pytest.mark.fault(35)
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_losses_come_back_in_every_mode(name: str, mode: str, recording: type[Any]) -> None:
     case, sampler = CASES[name], recording(N, losses=KNOWN, seed=0)
     model = case.compiled(**MODES[mode])
@@ -88,7 +88,7 @@ def _half_precision(request: pytest.FixtureRequest) -> Iterator[None]:
     "mode", [{}, {"jit_compile": True, "steps_per_execution": 3}], ids=["graph", "jit, three steps"]
 )
 @pytest.mark.fault(35)
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_losses_come_back_in_half_precision(mode: dict[str, Any], recording: type[Any]) -> None:
     """The loss is in float32; what is half as precise is the prediction. bfloat16 keeps 8 bits of it."""
     case, sampler = CASES["functional"], recording(N, losses=KNOWN, seed=0)
@@ -198,7 +198,7 @@ def step_by_hand(case: Case, draw: Any, rate: float) -> list[np.ndarray]:
 @pytest.mark.parametrize("mode", [{}, {"jit_compile": True}], ids=["graph", "jit"])
 @pytest.mark.parametrize("name", ["sequential", "own train_step", "regularisers and add_loss", "sequence"])
 @pytest.mark.fault(17)
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_training_uses_the_product_of_the_weights(name: str, mode: dict[str, Any], recording: type[Any]) -> None:
     case, sampler = CASES[name], recording(N, losses=KNOWN, seed=0)
     model = case.compiled(rate=0.5, **mode)

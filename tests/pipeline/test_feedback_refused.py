@@ -138,7 +138,7 @@ EAGERLY = [name for name in REFUSED if name != "batches made anew"]
 
 @pytest.mark.parametrize(("name", "eager"), [*((name, False) for name in REFUSED), *((name, True) for name in EAGERLY)])
 @pytest.mark.fault(18)
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_refused_before_any_weight_has_changed(name: str, eager: bool, recording: type[Any]) -> None:
     make, loss, data, words = REFUSED[name]
     model, sampler = make(), recording(N, losses=KNOWN, seed=0)

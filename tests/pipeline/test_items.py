@@ -188,7 +188,7 @@ class Specified(Items):
 
 @pytest.mark.parametrize("inner", [(), (2,)])
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, object])
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_a_first_axis_that_varies_becomes_ragged(inner: tuple[int, ...], dtype: Any) -> None:
     lengths = [i % 4 for i in range(N)]
     values = [np.full((length, *inner), i).astype(dtype) for i, length in enumerate(lengths)]

@@ -72,7 +72,7 @@ def gradients(model: keras.Model, y: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("loss", "y"), [(SPARSE, CLASSES), (keras.losses.MeanSquaredError(), VALUES)])
-@pytest.mark.every(4)
+@pytest.mark.each_value
 def test_norms_of_samples_and_of_their_weighted_mean(loss: Any, y: np.ndarray, mode: str, use_bias: bool) -> None:
     model, sampler = model_of(loss, use_bias=use_bias, **MODES[mode]), Told(beta=0.5)
     data = importance_dataset((X, y), sampler, B)

@@ -36,7 +36,7 @@ def trained_on(sampler: ImportanceSampler, **options: Any) -> list[Any]:
 
 @pytest.mark.parametrize("calls", [None, 1, 4])
 @pytest.mark.parametrize("lag", [None, 3, 5])
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_elements_are_mapped_and_nothing_else_changes(calls: int | None, lag: int | None) -> None:
     """The calls end in another order than they begin in: the first of a batch last."""
 
@@ -92,7 +92,7 @@ def test_the_number_of_calls_is_checked(calls: Any, error: type[Exception]) -> N
 
 
 @pytest.mark.parametrize(("batch_size", "lag", "calls"), [(1, 2, None), (5, 1, None), (5, 1, 1), (5, 3, None)])
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_a_slow_step_under_a_short_lag(batch_size: int, lag: int, calls: int | None) -> None:
     """Draws do not wait for the training of batches that wait in front of them, so that the time-out cannot pass."""
     sampler = known(feedback_lag=lag, feedback_timeout=0.3)

@@ -195,7 +195,7 @@ class Elements:
     ],
     ids=["lent", "taken", "elements", "read"],
 )
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_source_and_sampler_go_with_the_dataset(make: Callable[[], Any], lag: int | None) -> None:
     data, sampler = make(), ImportanceSampler(8, seed=0, feedback_lag=lag)
     train = importance_dataset(data, sampler, 2, map_fn=lambda x: x)

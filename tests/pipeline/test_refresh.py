@@ -93,7 +93,7 @@ def test_any_loss_may_be_asked_for(loss: Any) -> None:
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_losses_of_sequences_are_those_that_come_back_from_training(
     reduction: str, masked: bool, recording: Any
 ) -> None:
@@ -180,7 +180,7 @@ STEP_BY_STEP = [(0.1, 0, 1), (0.29, 0, 1), (0.3, 5, 1), (1.0, None, 1), (2.5, No
 
 
 @pytest.mark.parametrize(("budget", "start", "together"), [*STEP_BY_STEP, (0.3, 5, 3), (1.0, None, 3)])
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_the_budget_is_kept_exactly(budget: float, start: int | None, together: int) -> None:
     model = network(steps_per_execution=together)
     sampler = ImportanceSampler(N, feedback_lag=3, seed=0)

@@ -115,7 +115,7 @@ def test_in_every_mode_the_same_is_reported(mode: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["metrics", "weighted_metrics"])
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_metrics_of_sequences(masked: bool, weighted: bool) -> None:
     """Weights lie along the batch, not along T, though both are as long."""
     tokens = np.where(np.arange(T) < RNG.integers(1, T + 1, (N, 1)), TOKENS, 0) if masked else TOKENS
@@ -262,7 +262,7 @@ def weights_of(classes: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("labels", ["(B,)", "(B, 1)", "float", "one-hot"])
 @pytest.mark.parametrize("own", [False, True], ids=["", "and sample weights"])
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_class_weights_multiply(labels: str, own: bool, recording: type[Any]) -> None:
     sampler, model = recording(N, losses=HARD, seed=0), standing()
     one_hot = labels == "one-hot"
@@ -389,7 +389,7 @@ STEPWISE = {
 @pytest.mark.parametrize("kind", ["metrics", "weighted_metrics"])
 @pytest.mark.parametrize("name", STEPWISE)
 @pytest.mark.parametrize("length", [B, 5], ids=["T = B", "T = 5"])
-@pytest.mark.every(5)
+@pytest.mark.each_value
 def test_metrics_of_every_step_of_a_sequence(name: str, kind: str, length: int) -> None:
     """Against the metric itself, given weights in the full shape."""
     y = (np.random.default_rng(1).random((N, length, 1)) > 0.5).astype(np.float32)

@@ -160,7 +160,7 @@ def fit(model: keras.Model, data: Any, sampler: Any, **options: Any) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.every(4)
+@pytest.mark.each_value
 def test_norms_come_back(name: str, mode: str) -> None:
     if name == "sequences" and mode == "jit, two steps":
         pytest.skip("XLA does not compile Keras's LSTM on every processor")

@@ -73,7 +73,7 @@ def whole_of(dataset: tf.data.Dataset) -> list[Any]:
 @pytest.mark.parametrize("where", ["memory", "disk"])
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.fault(16)
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_every_index_gives_exactly_its_own_element(kind: str, where: str, batches: int, tmp_path: Path) -> None:
     data, dataset = EVERY[kind]()
     on_disk = where == "disk"

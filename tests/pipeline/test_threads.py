@@ -366,7 +366,7 @@ def look_only(sampler: Any) -> None:
 
 @pytest.mark.parametrize("lag", [None, LAG])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.every(4)
+@pytest.mark.each_value
 def test_states_are_taken_in_while_others_draw(kind: str, lag: int | None) -> None:
     """Afterwards the sampler is whole: its state is of one moment, and another one goes on from it as it does."""
     sampler = a_sampler(kind, lag)

@@ -130,7 +130,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.every(4)
+@pytest.mark.each_value
 def test_the_test_of_frequencies_sees_planted_faults(store, scheme, fault):
     values = some_priorities()
     assert rejected(store, scheme, 0.0, FAULTS[fault](store, values), values)

@@ -87,7 +87,7 @@ FAULTS = {
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_the_test_of_frequencies_sees_planted_faults(fault, scheme, share):
     priorities = some_priorities()
     wrong, wrong_share = FAULTS[fault](priorities, share)

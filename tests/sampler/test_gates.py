@@ -202,7 +202,7 @@ def test_it_opens_soon_and_stays(kind, gain, within):
 
 @pytest.mark.parametrize("kind", ["lognormal", "few hard"])
 @pytest.mark.parametrize("gain", [0.9, 1.0])
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_it_stays_closed_where_there_is_no_gain(kind, gain):
     """No opening in 30,000 batches each, 120,000 in all, at these seeds: so one in 40,000 batches at most, with 95 %
     confidence (three over their number).

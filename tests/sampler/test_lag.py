@@ -37,7 +37,7 @@ from .states import Unchanged, same, same_draw
 
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.every(2)
+@pytest.mark.each_value
 def test_the_draws_are_those_told_exactly(name, lag):
     expected = told_exactly(name, lag)
     for seed in range(6):

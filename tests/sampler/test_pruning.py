@@ -229,7 +229,7 @@ def test_the_last_share_of_any_number_of_epochs_uses_everything(share):
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.125, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("batch", [1, 3, 8, 11])
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_the_last_share_of_any_number_of_steps_uses_everything(share, batch):
     for steps in range(1, 60):
         sampler = PruningSampler(8, steps=steps, finish=share, seed=0)

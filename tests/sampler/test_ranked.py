@@ -216,7 +216,7 @@ KINDS = {
 
 @pytest.mark.parametrize("size", [1, 2, 3, 255, 1025])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_a_seeded_script(kind, size):
     generator = np.random.default_rng([size, len(kind)])
     pair = Pair(size, 0.7)
@@ -383,7 +383,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.every(3)
+@pytest.mark.each_value
 def test_the_test_of_frequencies_sees_planted_faults(fault, scheme):
     share = SHARES[-1]
     store, store_share = FAULTS[fault](some_priorities(), share)
