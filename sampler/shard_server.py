@@ -32,6 +32,7 @@ from sampler.base import Float64s, Int64s
 from sampler.samplers.importance import ImportanceSampler
 from sampler.shard import block_of
 from sampler.shard_options import EVERY, Kept, Made, checksum, difference
+from sampler.shard_stalest import Stalest
 from sampler.snapshots import newest_snapshot, write_snapshot
 
 
@@ -127,6 +128,7 @@ class BlockSampler(ImportanceSampler):
             max_nonfinite_updates=2**31,  # who sends updates counts them
             seed=int(seeds.generate_state(1, np.uint64)[0]),
         )
+        self._stalest = Stalest()
 
     @property
     def total(self) -> float:
@@ -178,6 +180,17 @@ class BlockSampler(ImportanceSampler):
         """The newest step known of each sample, or -1: (n,) int32, a copy."""
         with self._lock:
             return self._newest.copy()
+
+    def oldest(self, count: int) -> tuple[Int64s, Int64s]:
+        """The ``count`` samples whose newest step is the oldest, at most n, and that step: (count,) int64 each."""
+        with self._lock:
+            return self._stalest.find(self._newest, count)
+
+    def load_state_dict(self, state: dict[str, Any], *, extend: bool = False) -> None:
+        """As of an ``ImportanceSampler``."""
+        with self._lock:
+            super().load_state_dict(state, extend=extend)
+            self._stalest.forget()
 
     def shuffle_anew(self) -> None:
         """Draw from here on with random numbers that nobody has seen."""
@@ -308,10 +321,11 @@ class ShardServer:
         return self._sampler.known()
 
     def stalest(self, count: int) -> tuple[Int64s, Int64s]:
-        """The ``count`` samples whose newest step is the oldest, at most n, and that step: (count,) int64 each."""
-        with self._lock:
-            index = self._sampler.stalest(count)
-            return index, self._sampler.known()[index].astype(np.int64)
+        """The ``count`` samples whose newest step is the oldest, at most n, and that step: (count,) int64 each.
+
+        Once in 64 times or more O(n), else O(count): see :mod:`sampler.shard_stalest`.
+        """
+        return self._sampler.oldest(count)
 
     # --- the state ---
 
