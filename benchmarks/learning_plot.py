@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 from benchmarks import drawing
 from benchmarks.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY, YELLOW
 from benchmarks.learning_report import interval, log_ratios
+from benchmarks.learning_study import Study
 from benchmarks.learning_tasks import FIRST, MAIN, METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-
-    from benchmarks.learning import Study
 
 COLORS = dict(zip(METHODS, (INK, SKY, BLUE, "#7f4f24", RED, ORANGE, GREEN, PURPLE, YELLOW), strict=True))
 MARKERS = dict(zip(METHODS, "|osD^vPXd", strict=True))

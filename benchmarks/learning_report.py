@@ -1,6 +1,6 @@
-"""Tables in Markdown, and a picture, from the runs of ``benchmarks.learning``.
+"""Tables in Markdown from the runs of ``benchmarks.learning``.
 
-    print(report(study, Path("benchmarks/results/learning.jsonl")))
+    print(report(study))
 
 Everything is compared seed by seed with uniform draws of the whole budget. Ratios are geometric means over the seeds,
 with Student's 95 % interval of their logarithms; seconds are those a step takes, compilation and evaluation left out,
@@ -11,18 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.learning_study import Row, Study
 from benchmarks.learning_tasks import BISECTED, FIRST
 from pipeline.statistics import holm, paired_p_value, t_interval
-
-if TYPE_CHECKING:
-    from benchmarks.learning import Study
-
-Row = dict[str, Any]
 
 WORSE = 1.02  # of uniform's test loss, at most, where no gain is expected
 COLUMNS = (
@@ -31,19 +25,11 @@ COLUMNS = (
 )
 
 
-def report(study: Study, path: Path) -> str:
-    """All tables; the picture goes beside ``path``."""
+def report(study: Study) -> str:
+    """All tables."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'--|' * 3}{'--:|' * (len(COLUMNS) - 3)}"]
     for task in study.tasks:
         lines += [f"| {' | '.join(cells)} |" for cells in task_rows(study, task)]
-    try:
-        from benchmarks.learning_plot import draw
-
-        picture = path.with_suffix(".png")
-        draw(study, picture)
-        lines += ["", f"The picture is {picture.name}."]
-    except ImportError as error:
-        lines += ["", f"Not plotted ({error}; the extra plots has it)."]
     return "\n".join(lines)
 
 

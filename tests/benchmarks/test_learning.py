@@ -7,7 +7,8 @@ import math
 import pytest
 
 from benchmarks import learning, learning_report
-from benchmarks.learning import Options, Study, main, read
+from benchmarks.learning import Options, main, read, study_of
+from benchmarks.learning_study import Study
 from benchmarks.learning_tasks import ALL, FRACTIONS, GRID_SEED, METHODS, TASKS
 
 SPEED = {"uniform": 1.0, "importance": 2.0, "pruning": 0.8}  # how many uniform steps a step is worth
@@ -137,14 +138,14 @@ def test_a_run_that_diverges_never_reaches_a_target(tmp_path):
 
 def test_a_wrong_name_is_told():
     with pytest.raises(ValueError, match="unknown task 'chequer'; there are: checker, "):
-        Study.of(Options(tasks="chequer"))
+        study_of(Options(tasks="chequer"))
     with pytest.raises(ValueError, match="unknown method 'importence'; there are: uniform, "):
-        Study.of(Options(methods="importence"))
+        study_of(Options(methods="importence"))
 
 
 def test_the_target_of_a_task_goes_before_uniforms(tmp_path):
     main(options(tmp_path, tasks="heavy-linear", methods="importance"), Law)
-    study = Study.of(options(tmp_path, tasks="heavy-linear"), read(tmp_path / "learning.jsonl"))
+    study = study_of(options(tmp_path, tasks="heavy-linear"), read(tmp_path / "learning.jsonl"))
     assert study.bracket("heavy-linear", "importance") == (1.0, math.inf, None)  # 1e-4 is not 3e-10
     assert math.isnan(learning_report.steps_to(study, "heavy-linear", "importance"))
 
