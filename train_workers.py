@@ -31,6 +31,7 @@ from train_saving import caught, check_folder
 
 RESTARTS = 3
 LOOK = 0.2  # seconds between two looks at the workers
+REACH = 30.0  # for a cluster to listen, which may just be starting
 GRACE = 20.0  # for those that are left, where one is lost, to say so
 TAIL = 2000  # bytes of a log that are shown where it did not end well
 FAILED = 1
@@ -157,18 +158,37 @@ def _joined(config: Config) -> bool:
     try:
         from sampler.ray_calls import connect, is_loopback
 
+        address = os.environ.get("RAY_ADDRESS", "")
+        _reach(address)
         connect(None)
     except (ImportError, PermissionError) as error:
         raise OptionError(f"--workers {config.workers} needs Ray: {error}") from error
     except ConnectionError as error:
         raise OptionError(
-            f"--workers {config.workers} joins the Ray cluster of RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}, and "
-            f"cannot: {error}. Start the cluster, set its address, or none for a Ray of this machine alone"
+            f"--workers {config.workers} joins the Ray cluster of RAY_ADDRESS={address}, and cannot: "
+            f"{str(error).rstrip('.')}. Start the cluster, set its address, or none for a Ray of this machine alone"
         ) from error
     except SystemExit:  # with which Ray 2.60 answers SIGTERM
         raise KeyboardInterrupt(signal.SIGTERM) from None
-    address = os.environ.get("RAY_ADDRESS", "")
     return not address or address == "local" or is_loopback(address)
+
+
+def _reach(address: str) -> None:
+    """Wait until somebody listens at ``host:port``; ``ConnectionError`` where nobody does. Ray 2.60 would go on trying
+    for a quarter of an hour. What else an address may be is for Ray to find.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    deadline = time.monotonic() + REACH
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH or LOOK).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() >= deadline:
+                raise ConnectionError(f"nobody listens there ({error})") from error
+        time.sleep(LOOK)
 
 
 def _trained(

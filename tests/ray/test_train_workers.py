@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -214,15 +215,34 @@ def test_told_to_end_while_ray_starts(here: Here, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Ray finds it, and where nobody listens: of that Ray is not asked, who would take a quarter of an hour."""
+
     def connect(address: None) -> None:
-        raise ConnectionError("Failed to connect to Ray cluster at head:6379")
+        raise ConnectionError("Could not find any running Ray instance")
 
     monkeypatch.setattr("sampler.ray_calls.connect", connect)
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert main(["--workers", "2"]) == 2
-    said = capsys.readouterr().err
-    assert "--workers 2 joins the Ray cluster of RAY_ADDRESS=head:6379, and cannot: Failed to connect" in said
-    assert "Traceback" not in said
+    monkeypatch.setattr(train_workers, "REACH", 0.0)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        silent = f"127.0.0.1:{nobody.getsockname()[1]}"
+        for address, why in (
+            ("auto", "Could not find any"),
+            (silent, "nobody listens there"),
+            (f"ray://{silent}", "nobody listens there"),
+            ("127.0.0.1:100000", "nobody listens there"),
+        ):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            assert main(["--workers", "2"]) == 2
+            said = capsys.readouterr().err
+            assert f"--workers 2 joins the Ray cluster of RAY_ADDRESS={address}, and cannot: {why}" in said
+            assert "Traceback" not in said
+
+
+def test_a_cluster_that_is_about_to_listen_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("time.sleep", lambda seconds: head.listen())
+        train_workers._reach(f"127.0.0.1:{head.getsockname()[1]}")
 
 
 def test_an_output_folder_that_a_node_does_not_reach(here: Here, tmp_path: Path) -> None:
