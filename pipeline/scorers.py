@@ -81,7 +81,10 @@ class ScoredSampler(ShardedSampler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As of a ``ShardedSampler``."""
         given = state.get("model_step") if isinstance(state, dict) else None
-        step = checks.whole("model_step", 0 if given is None else given, least=0, most=checks.LARGEST_STEP)
+        try:
+            step = checks.whole("model_step", 0 if given is None else given, least=0, most=checks.LARGEST_STEP)
+        except TypeError as error:
+            raise ValueError(f"the state is damaged ({error}); load another, or start again") from error
         super().load_state_dict(state)
         self.model_step = step
 

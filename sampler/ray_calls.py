@@ -49,8 +49,9 @@ class ShardActor(ShardServer):
     """A ``ShardServer`` that knows from Ray whether it has died before."""
 
     def __init__(self, made: Made, folder: str | None, every: float, max_restarts: int) -> None:
-        again = bool(_ray().get_runtime_context().was_current_actor_reconstructed)
-        super().__init__(made, folder=folder, every=every, again=again, max_restarts=max_restarts)
+        context = _ray().get_runtime_context()
+        again, owner = bool(context.was_current_actor_reconstructed), f"actor {context.get_actor_id()}"
+        super().__init__(made, folder=folder, every=every, again=again, max_restarts=max_restarts, owner=owner)
 
 
 class RayCalls:

@@ -22,6 +22,7 @@ from sampler.shard import block_of
 SCHEMES = ("multinomial", "systematic", "stratified")
 EVERY = 60.0  # seconds between snapshots, where none are named
 RESTARTS = 10  # of a shard, likewise
+FAR = 1 << 28  # steps that an update may name ahead of draws; a client that sleeps does not fall behind so far
 
 
 class Made(NamedTuple):
@@ -192,6 +193,19 @@ def check_fraction(uniform_fraction: float) -> float:
             "never be drawn from, whatever its samples have become"
         )
     return number
+
+
+def check_ahead(steps: npt.NDArray[np.int64] | None, step: int) -> npt.NDArray[np.int64] | None:
+    """The steps that an update names, where draws have come to ``step``, as far as is known.
+
+    Who joins begins behind the newest step that was named, so one that is nonsense would leave him none.
+    """
+    if steps is not None and steps.size and steps.max() >= step + FAR:
+        raise ValueError(
+            f"step names {steps.max()}, and draws have come to {step}: no model can have learnt from so many; pass the "
+            "step that came with the draw, or none"
+        )
+    return steps
 
 
 def check_lag(feedback_lag: Any) -> None:

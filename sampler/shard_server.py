@@ -18,6 +18,7 @@ draws it makes are not those it has made before.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from sampler import checks
 from sampler.base import Float64s, Int64s
 from sampler.samplers.importance import ImportanceSampler
 from sampler.shard import block_of
+from sampler.shard_folder import taken
 from sampler.shard_options import EVERY, Kept, Made, checksum, difference
 from sampler.shard_stalest import Stalest
 from sampler.snapshots import newest_snapshot, write_snapshot
@@ -82,7 +84,7 @@ class Welcome(NamedTuple):
     """For one who joins.
 
     Attributes:
-        joined: how many have before.
+        joined: how many have before, from 0, or from another number on where the shard has died before.
         made: what the shard is made with, ``Made.described()``.
         kept: how it is kept.
         begun: whether it has the known losses, or there are none.
@@ -209,9 +211,10 @@ class ShardServer:
         every: > 0, seconds between snapshots; none is written where nothing has changed.
         again: whether this is a shard that has died before, so that its random numbers must be others.
         max_restarts: how often it is started again by whoever does so, which is told to those who join.
+        owner: of the folder, a word for this shard of this store whatever process it runs in; None: whoever comes is.
 
     Safe for threads. Raises ``ValueError`` for snapshots that are of a shard made otherwise, of a newer version, or
-    none of which is whole.
+    none of which is whole, and for a folder that another shard has.
     """
 
     def __init__(
@@ -222,6 +225,7 @@ class ShardServer:
         every: float = EVERY,
         again: bool = False,
         max_restarts: int | None = None,
+        owner: str | None = None,
     ) -> None:
         self.made = made
         self._sampler = BlockSampler(made)
@@ -229,16 +233,19 @@ class ShardServer:
         self._kept = Kept(None if self._folder is None else str(self._folder.parent), every, max_restarts)
         self._lock = threading.RLock()
         self._life = int.from_bytes(os.urandom(7), "big")
-        self._received = self._loaded = self._joined = 0
+        self._received = self._loaded = 0
         self._begun = made.known is None  # whether it has the known losses, if there are any
         self._trouble = ""
         self._written: tuple[int, ...] | None = None  # what had been done when the last snapshot was written
         self._closed = threading.Event()
         self._writing = threading.Lock()
+        self._held: io.FileIO | None = None
         if self._folder is not None:
+            self._held = None if owner is None else taken(self._folder, owner)
             again = self._go_on(self._folder) or again
             threading.Thread(target=self._write_at_times, args=(every,), daemon=True).start()
         self._again = again
+        self._joined = self._life if again else 0  # so many before it, or so many that nobody has had that number
         if again:
             self._sampler.shuffle_anew()
 
@@ -366,8 +373,10 @@ class ShardServer:
             return True
 
     def close(self) -> None:
-        """Write no more snapshots by the clock."""
+        """Write no more snapshots by the clock, and leave the folder to others."""
         self._closed.set()
+        if self._held is not None:
+            self._held.close()
 
     def _write_at_times(self, every: float) -> None:
         while not self._closed.wait(every):

@@ -43,6 +43,7 @@ from sampler.shard_calls import Call, Calls, Patient
 from sampler.shard_options import (
     Kept,
     Made,
+    check_ahead,
     check_fraction,
     check_lag,
     check_name,
@@ -194,7 +195,8 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
             asked = [Call(shard, "begin", parts[shard]) for shard, own in enumerate(welcome) if not own.begun]
             for call, status in zip(asked, self._patient.answers(asked), strict=True):
                 self._tell(call, status)
-        generator = np.random.default_rng([self._mades[0].seed, welcome[0].joined])  # another for each who joins
+        joined = [own.joined for own in welcome]  # together no two have had the same, so each who joins draws otherwise
+        generator = np.random.default_rng([self._mades[0].seed, *joined])
         statuses = self._standing.all()
         self._plan.begin(sum(status.done for status in statuses), generator)
         self._step = max(max(status.step, status.newest + 1) for status in statuses)
@@ -232,8 +234,13 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            self.close()
+        except Exception as unsent:
+            if error is None:
+                raise
+            logger.warning("the last updates of %r may not have reached their shards: %s", self.name, unsent)
 
     @property
     def step(self) -> int:
@@ -361,6 +368,7 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
         As of every sampler, and raises what they raise, before anything is sent. ``step`` is that of the model which
         made the losses: of a sample the newest counts, whoever sends it, and one that is as old or older than what is
         known changes nothing, so that an update may be sent twice. None means newer than all that this client knows of.
+        ``ValueError`` for one that no draw can have come to: 2^28 or more ahead.
 
         Where 64 updates of a shard are on their way, waits for the oldest: ``TimeoutError`` and ``ShardLost`` as
         ``draw``. What a shard refuses is raised by a later call.
@@ -371,7 +379,7 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
         checks.norm(mean_gradient_norm)
         if self._scored:
             values = Sampler._scores(values, scores)
-        steps = checks.steps(step, indices.size)
+        steps = check_ahead(checks.steps(step, indices.size), self._step)
         if indices.size == 0:
             return
         finite = np.isfinite(values)

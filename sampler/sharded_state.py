@@ -84,7 +84,12 @@ class ShardedState:
         """What of a state is this client's own; that of the shards is loaded into samplers that are thrown away."""
         if not isinstance(state, dict) or state.get("sampler") != type(self).__name__:
             raise ValueError(f"the state is not that of a {type(self).__name__}")
-        theirs = state.get("num_samples"), len(state.get("shards", ()))
+        shards = state.get("shards")
+        if not isinstance(shards, dict):
+            raise ValueError(
+                f"the state is damaged (shards is {type(shards).__name__}, not dict); load another, or start again"
+            )
+        theirs = state.get("num_samples"), len(shards)
         if theirs != (self._size, self.shards):
             raise ValueError(
                 f"the state is of (num_samples, shards) {theirs}, the sampler has {(self._size, self.shards)}; make it "

@@ -262,9 +262,9 @@ def test_the_state_has_the_step_of_the_model():
     again.load_state_dict(from_bytes(to_bytes(sampler.state_dict())))
     assert (again.model_step, again.step) == (5, 5)
     np.testing.assert_array_equal(again.priorities(), sampler.priorities())
-    damaged = {**sampler.state_dict(), "model_step": -1}
-    with pytest.raises(ValueError, match="model_step must be at least 0"):
-        store().load_state_dict(damaged)
+    for damaged, message in [(-1, "model_step must be at least 0"), ("x", "damaged .model_step must be an integer")]:
+        with pytest.raises(ValueError, match=message):
+            store().load_state_dict({**sampler.state_dict(), "model_step": damaged})
 
 
 # --- what it is for

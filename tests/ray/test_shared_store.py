@@ -437,6 +437,9 @@ def test_what_was_removed_goes_on_from_its_snapshots(shared, tmp_path):
     with store("removed", snapshots=tmp_path, shards=1) as sampler:
         np.testing.assert_allclose(sampler.priorities(), LOSSES, rtol=1e-6)
         assert sampler.step == 4
+        actor = ray.get_actor("removed-0", namespace="importance-sampling")
+        holder = (tmp_path / "removed-0" / "lock").read_text()  # no store of another namespace may write there
+        assert holder.startswith(f"actor {actor._actor_id.hex()}, process {sampler.processes()[0]} on ")
         sampler.remove()
 
 

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from sampler import shard_folder
 from sampler.shard_options import Made, checksum, made_alike
 from sampler.shard_plan import ShardPlan
 from sampler.shard_server import Order, ShardServer
@@ -246,6 +247,38 @@ def test_snapshots_of_a_shard_made_otherwise_are_refused(tmp_path):
     ShardServer(made(smoothing=0.5), folder=tmp_path, every=1e6).snapshot()
     with pytest.raises(ValueError, match=r"of a shard with smoothing=0.5, this one has smoothing=0.0; make it alike"):
         ShardServer(made(), folder=tmp_path, every=1e6)
+
+
+def test_a_folder_is_that_of_one_store_at_a_time(tmp_path, monkeypatch):
+    """But for a shard that was started again while the process it had is still there."""
+    server = ShardServer(made(), folder=tmp_path, every=1e6, owner="actor 1")
+    server.snapshot()
+    monkeypatch.setattr(shard_folder, "PATIENCE", 0.0)
+    here = rf"is in use by a shard of another store: actor 1, process {os.getpid()} on .*\. Name another folder"
+    with pytest.raises(ValueError, match=here):
+        ShardServer(made(), folder=tmp_path, every=1e6, owner="actor 12")
+    again = ShardServer(made(), folder=tmp_path, every=1e6, owner="actor 1", again=True)
+    again.close()
+    with pytest.raises(ValueError, match=here):  # as the first has it still
+        ShardServer(made(), folder=tmp_path, every=1e6, owner="actor 12")
+    monkeypatch.setattr(shard_folder, "PATIENCE", 60.0)
+    threading.Timer(0.3, server.close).start()
+    other = ShardServer(made(), folder=tmp_path, every=1e6, owner="actor 12")  # which waits for that
+    assert (tmp_path / "lock").read_text().startswith(f"actor 12, process {os.getpid()}")
+    other.close()
+
+
+def test_a_folder_that_cannot_be_locked_is_trouble_of_the_snapshots_alone(tmp_path):
+    (tmp_path / "file").write_text("")
+    server = ShardServer(made(), folder=tmp_path / "file", every=1e6, owner="actor 1")
+    with pytest.raises(OSError, match="file"):
+        server.snapshot()
+    assert "could not write a snapshot" in server.status().trouble
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("something")
+    (tmp_path / "lock").symlink_to(elsewhere)
+    ShardServer(made(), folder=tmp_path, every=1e6, owner="actor 1").close()
+    assert elsewhere.read_text() == "something"
 
 
 def test_snapshots_are_written_by_the_clock(tmp_path):

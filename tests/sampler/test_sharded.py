@@ -319,6 +319,30 @@ def test_who_joins_goes_on_from_the_steps_of_the_others():
     assert trainer.draw(B).step >= 20
 
 
+def test_who_joins_draws_otherwise_than_all_before_also_where_shards_have_died():
+    """By the permutations of the first pass that each is to choose shards by."""
+    calls = InProcess()
+    keys = []
+    for dead in ([], [], [0], range(SHARDS), [], [0, 1]):
+        for shard in dead:
+            calls.kill(shard)
+        keys.append(tuple(store(calls)._plan.keys.tolist()))
+    assert len(set(keys)) == len(keys)
+    assert tuple(store()._plan.keys.tolist()) == keys[0]  # while the first has its seed's
+
+
+def test_a_step_that_is_nonsense_is_refused_and_stops_nobody():
+    calls = InProcess()
+    sampler = store(calls)
+    asked = len(calls.asked)
+    for steps in (2**31 - 2, [3, 2**28]):
+        with pytest.raises(ValueError, match=r"step names \d+, and draws have come to 0: no model can have learnt"):
+            sampler.update([0, 46], [1.0, 1.0], step=steps)
+    assert len(calls.asked) == asked
+    sampler.update([0, 46], [1.0, 1.0], step=2**28 - 1)
+    assert store(calls).draw(B).step == 2**28
+
+
 def test_the_stalest_are_those_of_one_store():
     sampler, single = store(), ImportanceSampler(N)
     steps = np.random.default_rng(0).permutation(N)
@@ -449,6 +473,22 @@ def test_a_shard_that_never_answers_is_an_error_in_words():
     assert sorted(sampler.draw(N).index) == list(range(N))  # it goes on where it stood
 
 
+@pytest.mark.parametrize("own", [KeyError("mine"), KeyboardInterrupt("mine"), None])
+def test_the_error_in_a_body_is_not_hidden_by_that_of_close(own, caplog):
+    calls = InProcess()
+
+    def body():
+        with store(calls, timeout=0.1) as sampler:
+            calls.paused.add(1)
+            sampler.update(np.arange(N), LOSSES, step=0)
+            if own:
+                raise own
+
+    with pytest.raises(type(own) if own else TimeoutError, match="mine" if own else "'update' waited 0.1 s"):
+        body()
+    assert ("updates of 'importance' may not have reached their shards: 'update' waited" in caplog.text) == bool(own)
+
+
 def test_updates_on_their_way_are_bounded():
     calls = InProcess()
     sampler = store(calls, timeout=0.1)
@@ -515,6 +555,8 @@ def test_a_state_goes_on_exactly():
         ({"sampler": "ImportanceSampler"}, "not that of a ShardedSampler"),
         ({"num_samples": 46}, r"\(num_samples, shards\) \(46, 4\), the sampler has \(47, 4\)"),
         ({"shards": {}}, r"\(47, 0\)"),
+        ({"shards": 3}, "damaged"),
+        ({"shards": None}, "damaged"),
         ({"format": 2}, "damaged"),
         ({"step": -1}, "damaged"),
         ({"index": np.array([99]), "probability": np.array([0.5])}, "damaged"),
