@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,22 @@ class RayCalls:
             "lifetime": "detached",
             "get_if_exists": True,
             "num_cpus": 0,
-            "scheduling_strategy": "SPREAD",
+            "scheduling_strategy": self._home(shard),
             "max_restarts": restarts,
             "max_task_retries": 0,
         }
         place = None if folder is None else str(Path(folder) / name)
         return _ray().remote(ShardActor).options(**options).remote(self._mades[shard], place, every, restarts)
+
+    def _home(self, shard: int) -> Any:
+        """A node for a shard, in turn, beginning anywhere; another one where it is gone. With Ray's own "SPREAD"
+        it is left to chance, and all may be on the same.
+        """
+        ray = _ray()
+        nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        first = zlib.crc32(f"{self.namespace}/{self.names[0]}".encode())
+        strategies = ray.util.scheduling_strategies
+        return strategies.NodeAffinitySchedulingStrategy(nodes[(first + shard) % len(nodes)], soft=True)
 
     def wait(self, refs: Sequence[Any], seconds: float) -> bool:
         """Whether all of these answers are there, after ``seconds`` at most; an answer may be that there is none."""
