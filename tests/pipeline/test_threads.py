@@ -102,8 +102,23 @@ def nudged(place: int) -> Callable[..., Any]:
     return trace
 
 
+def whereabouts(threads: Sequence[threading.Thread]) -> list[list[tuple[int, int]]]:
+    """The instructions that each thread is at, down its stack."""
+    found = []
+    frames = sys._current_frames()
+    for thread in threads:
+        frame, places = frames.get(thread.ident or 0), []
+        while frame is not None:
+            places.append((id(frame.f_code), frame.f_lasti))
+            frame = frame.f_back
+        found.append(places)
+    return found
+
+
 def at_once(works: Sequence[Callable[[], Any]], seconds: float = HANGS, nudge: bool = False) -> list[Any]:
-    """What each gives, all run at the same time; an ``AssertionError`` with every thread's stack where one hangs."""
+    """What each gives, all run at the same time; an ``AssertionError`` with every thread's stack where they hang: where
+    none gets on for so many ``seconds``, however long all of it takes on a busy machine.
+    """
     start, given, errors = threading.Barrier(len(works)), [None] * len(works), []
     one_at_a_time = threading.Lock()
 
@@ -119,13 +134,16 @@ def at_once(works: Sequence[Callable[[], Any]], seconds: float = HANGS, nudge: b
 
     threads = [threading.Thread(target=run, args=(place,), daemon=True) for place in range(len(works))]
     with tempfile.TemporaryFile("w+") as stacks:
-        faulthandler.dump_traceback_later(seconds + HANGS, exit=True)  # for one that never lets go of the interpreter
         try:
             for thread in threads:
                 thread.start()
-            end = time.monotonic() + seconds
-            for thread in threads:
-                thread.join(max(0.0, end - time.monotonic()))
+            there, since = [], time.monotonic()
+            while any(thread.is_alive() for thread in threads) and time.monotonic() - since < seconds:
+                faulthandler.dump_traceback_later(seconds + HANGS, exit=True)  # for one that keeps the interpreter
+                for thread in threads:
+                    thread.join(min(1.0, seconds) / len(threads))
+                if there != (now := whereabouts(threads)):
+                    there, since = now, time.monotonic()
         finally:
             faulthandler.cancel_dump_traceback_later()
         if any(thread.is_alive() for thread in threads) and not errors:
