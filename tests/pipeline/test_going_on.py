@@ -125,6 +125,13 @@ def test_where_no_step_is_whole_it_is_refused_and_where_there_is_none_it_begins(
             Run(tmp_path, 0, world).go_on()
 
 
+def test_what_holds_no_sampler_is_no_step_of_another_number(tmp_path: Path) -> None:
+    for rank in range(2):
+        Snapshots(folder_of(tmp_path, Workers(rank, 2, None)), {"sampler": Progress()}).save(5)
+    with pytest.raises(SnapshotError, match="no step is there whole"):
+        Run(tmp_path, 0, 3).go_on()
+
+
 def test_other_data_are_refused_by_any_number(tmp_path: Path) -> None:
     saved(tmp_path, 2)
     for world in (0, 2, 3):
