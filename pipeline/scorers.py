@@ -282,7 +282,8 @@ class Scorers:
 
     Args:
         store: the options of the trainer's ``ScoredSampler``, with its ``name``, that each makes its own with; as many
-            ``shards`` as scorers, at least, and these are dealt out.
+            ``shards`` as scorers, at least, and these are dealt out. Where its snapshots are, how often it is started
+            again and at which ``address`` it is they take as they find it.
         recipe: gives ``(model, source, loss)`` in each scorer's process, as for ``Scorer``: the samples in the order of
             the index, and a model whose weights fit. It is pickled, so it is a function that can be imported there, or
             a ``functools.partial`` of one.
