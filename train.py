@@ -20,11 +20,11 @@ From Python::
 
     outcome = run(Config(sampling="importance", dataset="checker", epochs=4))
 
-Options live in ``train_options``, the samplings in ``train_samplings``, what is built from them in ``train_plan``,
-comparisons in ``train_comparison``, snapshots and signals in ``train_saving``, several processes in ``train_workers``
-and ``train_scorers``, the loop in :mod:`pipeline.training`. TensorFlow takes seconds to import, so it is imported after
-the options are known to be right. Exit status: 0 done, 1 the training failed, 2 a mistake in the options, 130 or 143
-interrupted (SIGINT, SIGTERM): the step is finished, a snapshot saved, and the same command with ``--resume`` goes on.
+What it is made of is in ``trainer``: options, samplings, what is built from them, comparisons, snapshots and signals,
+several processes; the loop is :mod:`pipeline.training`. TensorFlow takes seconds to import, so it is imported
+after the options are known to be right. Exit status: 0 done, 1 the training failed, 2 a mistake in the options, 130 or
+143 interrupted (SIGINT, SIGTERM): the step is finished, a snapshot saved, and the same command with ``--resume`` goes
+on.
 
 Where ``TF_CONFIG`` names other processes, all of them train one model, each on a part of the samples (docs/scale.md).
 """
@@ -41,16 +41,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from train_comparison import execute_comparison
-from train_options import KEYS as KEYS
-from train_options import PROGRAM, check, check_for_several, without_effect
-from train_options import Config as Config
-from train_options import OptionError as OptionError
-from train_options import parse as parse
-from train_options import to_yaml as to_yaml
-from train_plan import Plan, in_steps, prepare, with_scorers
-from train_saving import Interrupted, beginning, caught, check_folder, going_on, saving_of
-from train_workers import launch
+from trainer.comparison import execute_comparison
+from trainer.config import KEYS as KEYS
+from trainer.config import PROGRAM
+from trainer.config import Config as Config
+from trainer.config import OptionError as OptionError
+from trainer.config import to_yaml as to_yaml
+from trainer.options import check, check_for_several, without_effect
+from trainer.options import parse as parse
+from trainer.plan import Plan, in_steps, prepare, with_scorers
+from trainer.saving import Interrupted, beginning, caught, check_folder, going_on, saving_of
+from trainer.workers import launch
 
 if TYPE_CHECKING:
     import keras
@@ -179,9 +180,10 @@ def _train(plan: Plan) -> tuple[Plan, Outcome]:
 
 def workers_of(config: Config) -> Workers | None:
     """Which of those that ``TF_CONFIG`` names this is; ``OptionError`` where they cannot train as ``config`` says."""
-    from pipeline.workers import Workers, task
+    from pipeline.workers import Workers, check_number, task
 
     try:
+        check_number(config.workers)
         if task() is None:
             return None
         check_for_several(config)

@@ -63,7 +63,7 @@ def config_of(job: dict[str, Any]) -> Any:
     """The options of ``train.py`` for a job."""
     import train
     from benchmarks.learning_tasks import METHODS, TASKS
-    from train_options import method_of
+    from trainer.options import method_of
 
     task = TASKS[job["task"]]
     config = train.Config(

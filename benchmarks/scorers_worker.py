@@ -20,7 +20,7 @@ def main(options: dict[str, Any]) -> None:
     """Train, and tell."""
     emit = emitter()
     import train
-    from train_plan import prepare, with_scorers
+    from trainer.plan import prepare, with_scorers
 
     train.import_tensorflow()
     with ExitStack() as stack:

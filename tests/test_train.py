@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 import train
-import train_plan
-import train_samplings
 from pipeline.training import Outcome
 from sampler import PruningSampler
 from train import Config, OptionError, main, parse, to_yaml
+from trainer import plan as train_plan
+from trainer import samplings as train_samplings
 
 SMALL = ["--dataset", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "128"]
 

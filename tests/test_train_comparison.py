@@ -8,12 +8,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-import train_comparison
-import train_options
-import train_plan
 from pipeline.comparing import Run
 from train import main
-from train_options import Config
+from trainer import comparison as train_comparison
+from trainer import options as train_options
+from trainer import plan as train_plan
+from trainer.config import Config
 
 
 def rows_of(path):

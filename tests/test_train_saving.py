@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import train
-import train_saving
 from pipeline import scorers
 from pipeline.checkpoints import locked
 from train import Config, main
-from train_scorers import scoring
+from trainer import saving as train_saving
+from trainer.scorers import scoring
 
 from .forking import Forked
 
@@ -233,16 +233,6 @@ class Nobody:
         return {}
 
 
-@dataclasses.dataclass
-class Plan:
-    """What ``scoring`` takes of a plan."""
-
-    config: Config
-    data: str = "abc"
-    sampler: object = None
-    scoring: object = None
-
-
 @pytest.fixture
 def of_nothing(monkeypatch):
     monkeypatch.setattr(scorers, "ScoredSampler", Store)
@@ -262,7 +252,7 @@ def test_a_store_of_the_users_own_stays_beside_that_of_the_scorers(own, fails, t
     (shards / own).mkdir(parents=True)
     (shards / own / "shard-7.bin").write_bytes(b"of the user")
     before = files(tmp_path)
-    with contextlib.suppress(ZeroDivisionError), scoring(Plan(Config(scorers=2)), tmp_path):
+    with contextlib.suppress(ZeroDivisionError), scoring(Config(scorers=2), 3, tmp_path):
         during = files(tmp_path)
         if fails:
             raise ZeroDivisionError
@@ -275,13 +265,13 @@ def test_a_store_of_the_users_own_stays_beside_that_of_the_scorers(own, fails, t
 def test_shards_that_a_run_that_was_killed_has_left_go_with_the_next(tmp_path):
     for name in ("train-0123456789ab", "mine"):
         Store(name=name, shards=1, snapshots=tmp_path / "shards" / name)
-    with scoring(Plan(Config(scorers=1)), tmp_path):
+    with scoring(Config(scorers=1), 3, tmp_path):
         assert len(files(tmp_path)) == 3
     assert list(files(tmp_path)) == ["shards/mine/mine-0/shard-1.bin"]
 
 
 @pytest.mark.usefixtures("of_nothing")
 def test_no_folder_of_shards_is_left_where_nobody_else_has_some(tmp_path):
-    with scoring(Plan(Config(scorers=1)), tmp_path):
+    with scoring(Config(scorers=1), 3, tmp_path):
         assert len(files(tmp_path)) == 1
     assert not list(tmp_path.iterdir())

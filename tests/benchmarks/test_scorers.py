@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import scorers
 from benchmarks.scorers import TASKS, WAYS, Options, at_equal_seconds, loss_at, report, training
-from train_options import Config
+from trainer.config import Config
 
 
 def a_row(way: str, seed: int, seconds: float, losses: list[float]) -> dict[str, Any]:

@@ -305,7 +305,7 @@ def on_ray(with_token):
     """A store with two shards on a Ray of its own, its options, and the data and the model."""
     ray = pytest.importorskip("ray")
     from train import Config
-    from train_scorers import recipe
+    from trainer.scorers import recipe
 
     assert not ray.is_initialized()
     make = functools.partial(recipe, Config(**CONFIG))
@@ -331,7 +331,7 @@ def test_a_killed_scorer_is_started_again_and_a_lost_one_is_a_warning(on_ray, ca
     """Both at work; one is killed, and what it has learnt stays; it comes back; killed again it is gone for good, and
     the training goes on. Weights are 1/(N p) throughout. One that cannot be made is gone at once, and it is said why.
     """
-    from train_options import Config
+    from trainer.config import Config
 
     sampler, options, make, model, source = on_ray
     weights, killed = [], []

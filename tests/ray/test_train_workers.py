@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-import train_workers
 from train import Config, main
-from train_options import OptionError
-from train_workers import Process, Team, launch
+from trainer import workers as train_workers
+from trainer.config import OptionError
+from trainer.workers import Process, Team, launch
 
 from ..pipeline import short_training
 from ..pipeline.short_training import STEPS, saved
@@ -121,7 +121,7 @@ class Actor:
 
 
 class Here:
-    """What ``train_workers`` takes of Ray, all of it in this process."""
+    """What :mod:`trainer.workers` takes of Ray, all of it in this process."""
 
     exceptions = types.SimpleNamespace(RayActorError=type("RayActorError", (Exception,), {}))
 
@@ -162,7 +162,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Here:
     monkeypatch.setitem(sys.modules, "ray", found)
     monkeypatch.setattr("sampler.ray_calls.connect", lambda address: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(train_workers, "__file__", str(tmp_path / "train_workers.py"))
+    monkeypatch.setattr(train_workers, "__file__", str(tmp_path / "trainer" / "workers.py"))
     (tmp_path / "train.py").write_text(
         "import time\n"
         "try:\n"

@@ -26,8 +26,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from train_options import PROGRAM, Config, OptionError
-from train_saving import caught, check_folder
+from trainer.config import PROGRAM, Config, OptionError
+from trainer.saving import caught, check_folder
 
 RESTARTS = 3
 LOOK = 0.2  # seconds between two looks at the workers
@@ -98,7 +98,7 @@ class Team:
 
     def start(self, arguments: Sequence[str], logs: Sequence[Path]) -> None:
         """Start ``train.py`` on all; ``OptionError`` where a node has not what it takes."""
-        command = [sys.executable, str(Path(__file__).with_name("train.py")), *arguments]
+        command = [sys.executable, str(Path(__file__).parents[1] / PROGRAM), *arguments]
         cluster = {"worker": self._addresses}
         started = [
             worker.start.remote(

@@ -1,7 +1,7 @@
 """How ``train.py --compare`` compares samplings: their runs over the seeds, and what is written and said of them.
 
-    from train_comparison import compare
-    from train_options import Config
+    from trainer.comparison import compare
+    from trainer.config import Config
 
     comparison = compare(Config(dataset="checker", compare="uniform,pruning", seeds=3, budget="60s"))
 
@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from train_options import Budget, Config, check, methods_of, to_yaml
-from train_plan import in_steps, prepare
-from train_saving import check_folder
+from trainer.config import Budget, Config, to_yaml
+from trainer.options import check, methods_of
+from trainer.plan import in_steps, prepare
+from trainer.saving import check_folder
 
 if TYPE_CHECKING:
     from pipeline.comparing import Comparison

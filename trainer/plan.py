@@ -1,7 +1,7 @@
 """What a training of ``train.py`` needs, built: the data, the model and the sampler, from the options.
 
-    from train_options import Config
-    from train_plan import in_steps, prepare
+    from trainer.config import Config
+    from trainer.plan import in_steps, prepare
 
     plan = prepare(in_steps(Config(dataset="checker", budget="60s")))      # seconds become steps, by a trial
     outcome = plan.train()
@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train_options import Budget, Config, OptionError
-from train_samplings import Task, make_sampler
-from train_scorers import scoring
+from trainer.config import Budget, Config, OptionError
+from trainer.samplings import Task, make_sampler
+from trainer.scorers import Scoring, scoring
 
 if TYPE_CHECKING:
     import keras
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pipeline.saving import Saving
     from pipeline.training import Outcome
     from pipeline.workers import Workers
-    from train_scorers import Scoring
 
 TRIAL_STEPS, TRIAL_SHARE = 300, 0.1  # the most steps, and share of a budget in seconds, that a trial takes
 
@@ -132,9 +131,12 @@ def prepare(config: Config, *, trial: bool = False, workers: Workers | None = No
 
 
 def with_scorers(plan: Plan, stack: ExitStack, folder: Path | None = None) -> Plan:
-    """The plan with the sampler and the scorers that ``--scorers`` asks for, until ``stack`` is closed."""
+    """The plan with the store and the scorers that ``--scorers`` asks for, until ``stack`` is closed; else as it is."""
+    if not plan.config.scorers:
+        return plan
     try:
-        return stack.enter_context(scoring(plan, folder))
+        found = stack.enter_context(scoring(plan.config, len(plan.data), folder))
+        return replace(plan, sampler=found.sampler, scoring=found)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise OptionError(error) from error
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train_options import KEYS, Config, OptionError, to_yaml
+from trainer.config import KEYS, Config, OptionError, to_yaml
 
 if TYPE_CHECKING:
     import keras
@@ -51,17 +51,10 @@ def check_folder(folder: Path) -> None:
 
 
 def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
-    """Where and when a run saves itself; ``OptionError`` where it would take the place of one that is not finished, and
-    where it is not of as many workers as it should be.
-    """
+    """Where and when a run saves itself; ``OptionError`` where it would take the place of one that is not finished."""
     from pipeline.going_on import layouts
     from pipeline.saving import Saving
-    from pipeline.workers import check_number
 
-    try:
-        check_number(config.workers)
-    except ValueError as error:
-        raise OptionError(error) from error
     folder = config.folder / SNAPSHOTS
     unfinished = layouts(folder) and not (config.folder / "summary.json").exists()
     if unfinished and not config.resume:

@@ -1,7 +1,7 @@
 """The samplings of ``train.py``: from a name to the sampler, for the options that were given.
 
-    from train_options import Config
-    from train_samplings import Task, make_sampler
+    from trainer.config import Config
+    from trainer.samplings import Task, make_sampler
 
     sampler = make_sampler(Config(sampling="pruning"), Task(num_samples=50_000, steps=6_000))
 
@@ -31,7 +31,7 @@ from sampler import (
 
 if TYPE_CHECKING:
     from pipeline.workers import Workers
-    from train_options import Config
+    from trainer.config import Config
 
 PRUNING_FINISH = 0.125  # the paper's
 

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     import keras
 
     from pipeline.scorers import PublishWeights, ScoredSampler, Scorers
-    from train_options import Config
-    from train_plan import Plan
+    from trainer.config import Config
 
 SHARDS = "shards"  # in the output folder: their snapshots, while the run goes on
 LAG, GATE = 4, "variance"  # what the options are where nobody gave them
@@ -101,20 +100,21 @@ class Scoring:
     """The scorers of a run, and in the end what they came to.
 
     Attributes:
+        sampler: the store, as the trainer draws from it.
         callback: publishes the weights.
         figures: after ``measure()``: those of ``Scorers.summary`` and ``mean_age``, how stale what is known of a sample
             is on average, in draws, or None.
     """
 
     def __init__(self, sampler: ScoredSampler, scorers: Scorers, callback: PublishWeights) -> None:
-        self.callback = callback
+        self.sampler, self.callback = sampler, callback
         self.figures: dict[str, int | float | None] = {}
-        self._sampler, self._scorers = sampler, scorers
+        self._scorers = scorers
 
     def measure(self) -> None:
         """Take the figures, as the training is over and the scorers are still there."""
         try:
-            age = float(self._sampler.ages().mean())
+            age = float(self.sampler.ages().mean())
         except (OSError, RuntimeError) as error:  # the training is done, and shall have its results
             logger.warning("the age of the priorities is not known: %.300s", error)
             age = None
@@ -131,29 +131,26 @@ class Scoring:
 
 
 @contextlib.contextmanager
-def scoring(plan: Plan, folder: Path | None) -> Iterator[Plan]:
-    """The plan with a sampler, and with scorers at work as long as this lasts; without ``--scorers`` as it is.
+def scoring(config: Config, num_samples: int, folder: Path | None) -> Iterator[Scoring]:
+    """The store that ``--scorers`` asks for, with the scorers at work as long as this lasts.
 
     The shards keep snapshots of their own in ``folder``, so that one that dies goes on; None: they keep none. All ends
     with this, and what the store has learnt is in the run's own snapshots.
 
     Raises ``ValueError``, ``ImportError`` and ``PermissionError``: what ``ShardedSampler`` and ``Scorers`` do.
     """
-    if not plan.config.scorers:
-        yield plan
-        return
     from pipeline.scorers import PublishWeights, ScoredSampler, Scorers
 
-    config, name = plan.config, f"train-{uuid.uuid4().hex[:12]}"  # of its own, so that nobody else's is gone on with
+    name = f"train-{uuid.uuid4().hex[:12]}"  # of its own, so that nobody else's is gone on with
     snapshots = None if folder is None else folder.absolute() / SHARDS / name
-    store = store_of(config, len(plan.data), name, snapshots)
+    store = store_of(config, num_samples, name, snapshots)
     with ExitStack() as stack:
         sampler = ScoredSampler(**store)
         stack.callback(_remove, sampler, snapshots)
         own = replace(config, output=None, config=None)
         scorers = stack.enter_context(Scorers(store, functools.partial(recipe, own), count=config.scorers))
         one = Scoring(sampler, scorers, PublishWeights(sampler, scorers.publish))
-        yield replace(plan, sampler=sampler, scoring=one)
+        yield one
         one.measure()
     if snapshots is not None:  # what runs before it that were killed have left; a store of the user's stays
         for left in snapshots.parent.glob("train-*"):
