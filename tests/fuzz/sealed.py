@@ -65,7 +65,7 @@ def unseal(data: bytes) -> tuple[str, list[Array]] | None:
         plain = json.loads(header.pop("__metadata__")[METADATA])["state"]
         body = data[8 + length :]
         arrays = [
-            Array(name, entry["dtype"], list(entry["shape"]), body[slice(*entry["data_offsets"])])
+            Array(name, str(entry["dtype"]), list(entry["shape"]), body[slice(*entry["data_offsets"])])
             for name, entry in header.items()
         ]
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError, OverflowError):
