@@ -36,7 +36,7 @@ from pipeline.refresh import Scorer
 from sampler import ShardedSampler, checks
 from sampler.base import Int64s
 from sampler.board import Board, News, Report, Tally
-from sampler.ray_calls import connect
+from sampler.ray_cluster import connect
 
 BATCH = 512  # samples a forward pass
 REST = 0.2  # seconds before a scorer that has nothing to do looks again
@@ -295,7 +295,7 @@ class Scorers:
     Scorers and the board end with the process that made them.
 
     Raises ``ValueError`` or ``TypeError`` for arguments outside these ranges, and what
-    :func:`sampler.ray_calls.connect` does.
+    :func:`sampler.ray_cluster.connect` does.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sampler import batches, checks, priorities, ray_calls
+from sampler import batches, checks, priorities, ray_calls, ray_cluster
 from sampler.base import RECENT_DRAWS, CountsNonfinite, Float32s, Float64s, Int64s, Sampler, _no_step_left
 from sampler.ledger import Draw, frozen
 from sampler.priorities import Priority
@@ -78,7 +78,7 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
         name: of the store. Who comes with the same name and the same options shares it; with others it is refused.
         namespace: of Ray, in which the name is looked up.
         address: of a Ray cluster, as ``ray.init`` takes it; None: the Ray that this process has joined, or else a new
-            one for this machine alone. See :func:`sampler.ray_calls.connect`.
+            one for this machine alone. See :func:`sampler.ray_cluster.connect`.
         snapshots: the folder in which the shards write theirs, one all nodes can reach; what is there is gone on with.
             None: as the store has it; where it is made here, none are written, and a shard that dies has lost all.
         snapshot_every: > 0, seconds between them; None: as the store has it, and 60 where it is made here.
@@ -99,7 +99,7 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
 
     The first passes of a shard that has lost them are not made again once this client's are over. ``draw`` and
     ``update`` may be called from different threads. Raises ``ValueError`` or ``TypeError`` for arguments outside these
-    ranges, and what :func:`sampler.ray_calls.connect` does.
+    ranges, and what :func:`sampler.ray_cluster.connect` does.
     """
 
     feedback_lag = None
@@ -160,7 +160,7 @@ class ShardedSampler(CountsNonfinite, ShardedViews, ShardedState):
         timeout = check_seconds("timeout", timeout)
         kept = named(snapshots, snapshot_every, max_restarts)
         if calls is None:
-            ray_calls.connect(address)
+            ray_cluster.connect(address)
             carrier: Calls = ray_calls.RayCalls(self._mades, name=name, namespace=namespace, kept=kept)
         else:
             carrier = calls(self._mades)

@@ -31,7 +31,6 @@ from trainer.saving import caught, check_folder
 
 RESTARTS = 3
 LOOK = 0.2  # seconds between two looks at the workers
-REACH = 30.0  # for a cluster to listen, which may just be starting
 GRACE = 20.0  # for those that are left, where one is lost, to say so
 TAIL = 2000  # bytes of a log that are shown where it did not end well
 FAILED = 1
@@ -156,10 +155,9 @@ def launch(config: Config, arguments: Sequence[str]) -> int:
 def _joined(config: Config) -> bool:
     """Join a Ray, or start one; whether it is of this machine alone. ``OptionError`` where there is none to be had."""
     try:
-        from sampler.ray_calls import connect, is_loopback
+        from sampler.ray_cluster import connect, is_loopback
 
         address = os.environ.get("RAY_ADDRESS", "")
-        _reach(address)
         connect(None)
     except (ImportError, PermissionError) as error:
         raise OptionError(f"--workers {config.workers} needs Ray: {error}") from error
@@ -171,24 +169,6 @@ def _joined(config: Config) -> bool:
     except SystemExit:  # with which Ray 2.60 answers SIGTERM
         raise KeyboardInterrupt(signal.SIGTERM) from None
     return not address or address == "local" or is_loopback(address)
-
-
-def _reach(address: str) -> None:
-    """Wait until somebody listens at ``host:port``; ``ConnectionError`` where nobody does. Ray 2.60 would go on trying
-    for a quarter of an hour. What else an address may be is for Ray to find.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        return
-    deadline = time.monotonic() + REACH
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH or LOOK).close()
-            return
-        except (OSError, OverflowError) as error:
-            if time.monotonic() >= deadline:
-                raise ConnectionError(f"nobody listens there ({error})") from error
-        time.sleep(LOOK)
 
 
 def _trained(

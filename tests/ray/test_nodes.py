@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sampler import ShardedSampler
-from sampler.ray_calls import _enable_token, _on_loopback
+from sampler.ray_cluster import _enable_token, _on_loopback
 
 from .conftest import SECONDS, patiently, scheduler_of
 

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from sampler import ShardedSampler
-from sampler.ray_calls import ShardLost, check_token, lets_in_anybody
+from sampler.ray_calls import ShardLost
+from sampler.ray_cluster import check_token, lets_in_anybody
 
 from .conftest import SECONDS, patiently, scheduler_of, stop, until
 
@@ -163,7 +164,7 @@ def test_a_remote_cluster_without_a_token_is_refused(tmp_path):
 def test_a_token_is_enough_for_the_check(with_token):
     program = """
         import os
-        from sampler.ray_calls import check_token
+        from sampler.ray_cluster import check_token
         check_token("10.255.255.1:6379")
         print(os.environ["RAY_AUTH_MODE"])
     """
@@ -175,7 +176,7 @@ OPEN = """
     import os
     import sys
     import ray
-    from sampler.ray_calls import _on_loopback
+    from sampler.ray_cluster import _on_loopback
     with _on_loopback():
         ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     print(ray.get_runtime_context().gcs_address, flush=True)

@@ -15,10 +15,12 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sampler import ray_cluster
 from train import Config, main
 from trainer import workers as train_workers
 from trainer.config import OptionError
@@ -160,7 +162,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Here:
     """In the place of Ray; and of ``train.py`` a program that waits until it is told to end."""
     found = Here()
     monkeypatch.setitem(sys.modules, "ray", found)
-    monkeypatch.setattr("sampler.ray_calls.connect", lambda address: None)
+    monkeypatch.setattr("sampler.ray_cluster.connect", lambda address: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(train_workers, "__file__", str(tmp_path / "trainer" / "workers.py"))
     (tmp_path / "train.py").write_text(
@@ -209,40 +211,46 @@ def test_told_to_end_while_ray_starts(here: Here, monkeypatch: pytest.MonkeyPatc
     def connect(address: None) -> None:
         raise SystemExit(1)  # as Ray does on SIGTERM
 
-    monkeypatch.setattr("sampler.ray_calls.connect", connect)
+    monkeypatch.setattr("sampler.ray_cluster.connect", connect)
     assert main(["--workers", "2"]) == 143
     assert not here.workers
 
 
-def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As Ray finds it, and where nobody listens: of that Ray is not asked, who would take a quarter of an hour."""
-
-    def connect(address: None) -> None:
-        raise ConnectionError("Could not find any running Ray instance")
-
-    monkeypatch.setattr("sampler.ray_calls.connect", connect)
-    monkeypatch.setattr(train_workers, "REACH", 0.0)
+@pytest.mark.parametrize("option", ["--workers", "--scorers"])
+def test_a_cluster_where_nobody_listens(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Ray is not asked, who would go on trying for a quarter of an hour."""
+    monkeypatch.setattr(ray_cluster, "REACH", 0.0)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         silent = f"127.0.0.1:{nobody.getsockname()[1]}"
-        for address, why in (
-            ("auto", "Could not find any"),
-            (silent, "nobody listens there"),
-            (f"ray://{silent}", "nobody listens there"),
-            ("127.0.0.1:100000", "nobody listens there"),
-        ):
+        for address in (silent, f"ray://{silent}", "127.0.0.1:100000"):
             monkeypatch.setenv("RAY_ADDRESS", address)
-            assert main(["--workers", "2"]) == 2
+            assert main([option, "2", "--output", str(tmp_path)]) == 2
             said = capsys.readouterr().err
-            assert f"--workers 2 joins the Ray cluster of RAY_ADDRESS={address}, and cannot: {why}" in said
+            assert f"nobody listens at {address}" in said
             assert "Traceback" not in said
+
+
+def test_a_cluster_that_ray_does_not_find(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def connect(address: None) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray_cluster, "connect", connect)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert main(["--workers", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "--workers 2 joins the Ray cluster of RAY_ADDRESS=auto, and cannot: Could not find any running" in said
+    assert "Traceback" not in said
 
 
 def test_a_cluster_that_is_about_to_listen_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
         monkeypatch.setattr("time.sleep", lambda seconds: head.listen())
-        train_workers._reach(f"127.0.0.1:{head.getsockname()[1]}")
+        ray_cluster.reach(f"127.0.0.1:{head.getsockname()[1]}")
 
 
 def test_an_output_folder_that_a_node_does_not_reach(here: Here, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from sampler import DivergedError, ImportanceSampler, ShardedSampler
-from sampler.ray_calls import ShardLost, check_joined, check_token, is_loopback
+from sampler.ray_calls import ShardLost
+from sampler.ray_cluster import check_joined, check_token, is_loopback
 from sampler.state_bytes import from_bytes, to_bytes
 
 from .chance import chi_square_rejects
