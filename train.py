@@ -50,7 +50,16 @@ from trainer.config import to_yaml as to_yaml
 from trainer.options import check, check_for_several, without_effect
 from trainer.options import parse as parse
 from trainer.plan import Plan, in_steps, prepare, with_scorers
-from trainer.saving import Interrupted, beginning, caught, check_folder, going_on, saving_of
+from trainer.saving import (
+    Interrupted,
+    beginning,
+    caught,
+    check_folder,
+    check_unfinished,
+    going_on,
+    is_finished,
+    saving_of,
+)
 from trainer.workers import launch
 
 if TYPE_CHECKING:
@@ -115,6 +124,8 @@ def _execute(config: Config) -> None:
     first = workers is None or workers.rank == 0
     if not first:
         config = replace(config, quiet=True)  # the first one speaks for all
+    if not config.dry_run:
+        check_unfinished(config)
     plan = prepare(config if config.dry_run else in_steps(config), workers=workers)
     if config.dry_run or not config.quiet:
         _announce(plan)
@@ -136,6 +147,8 @@ def _announce(plan: Plan) -> None:
         print(f"{', '.join(unused)}: without effect on --sampling {config.sampling}", file=sys.stderr)
     if config.resume:
         print(going_on(config), flush=True)
+    elif is_finished(config):
+        print(f"{config.folder} holds a finished run, whose place this one takes", flush=True)
 
 
 def _train(plan: Plan) -> tuple[Plan, Outcome]:

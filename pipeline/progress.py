@@ -37,13 +37,14 @@ class _Shown:
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.began = time.monotonic()
-        self.next = self.began + PATIENCE
+        self.begin: tuple[float, int] | None = None  # when first so many were done: what comes before is no measure
+        self.next = time.monotonic() + PATIENCE
         self.bar: Any = None
         self.asked = False  # whether it is known if there is a bar
 
     def tell(self, count: int) -> None:
         now = time.monotonic()
+        began, before = self.begin = self.begin or (now, count)
         if now < self.next:
             return
         with contextlib.suppress(OSError, ValueError):  # a screen that is gone is no reason to stop reading
@@ -53,8 +54,9 @@ class _Shown:
                 self.bar.update(self.bar.task_ids[0], completed=count)
             elif count < self.total and sys.stderr is not None:
                 self.next = now + EVERY
-                left = _words((now - self.began) / max(count, 1) * (self.total - count))
-                line = f"{self.what}: {count:,} of {self.total:,} {self.unit}, about {left} left"
+                line = f"{self.what}: {count:,} of {self.total:,} {self.unit}"
+                if count > before:
+                    line += f", about {_words((now - began) / (count - before) * (self.total - count))} left"
                 print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

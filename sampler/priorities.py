@@ -253,7 +253,7 @@ def _resolve(priority: str | Priority) -> Priority:
     if isinstance(priority, str) and priority in MADE:
         return MADE[priority]()
     raise ValueError(
-        f"priority must be one of {', '.join(map(repr, [*NAMED, *MADE]))}, something made such as "
+        f"priority must be one of {', '.join(map(repr, [*NAMED, *MADE, 'auto']))}, something made such as "
         f"{' or '.join(_MAKERS.values())}, or a function of the losses, got {priority!r}"
     )
 

@@ -38,7 +38,8 @@ def connect(address: str | None) -> None:
 
     Where this process has a Ray already, that is the one; ``ValueError`` for an ``address`` of another.
     ``PermissionError`` for a cluster that would be joined without a token: whoever reaches such a one can run any
-    program there. ``ConnectionError`` where nobody listens there within 30 s. ``ImportError`` without Ray.
+    program there. ``ConnectionError`` where nobody listens there within 30 s, and where
+    none can be started. ``ImportError`` without Ray.
     """
     given = address or None
     address = address or os.environ.get("RAY_ADDRESS") or None
@@ -53,7 +54,7 @@ def connect(address: str | None) -> None:
         quiet = {"logging_level": "ERROR", "log_to_driver": False}
         if address is None or address == "local":
             with _on_loopback():
-                ray.init(address="local", include_dashboard=False, **quiet)
+                _start(include_dashboard=False, **quiet)
             return
         reach(address)
         if is_loopback(address):
@@ -63,6 +64,18 @@ def connect(address: str | None) -> None:
             return
         check_token(address)
         ray.init(address=address, **quiet)
+
+
+def _start(**options: Any) -> None:
+    """Start a Ray; ``ConnectionError`` where that comes to nothing, for which Ray has no kind of error of its own."""
+    try:
+        ray_module().init(address="local", **options)
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise ConnectionError(
+            f"a Ray of this machine could not be started: {why:.300}. It does not where the machine is too busy, or "
+            "has no memory or disk left: try again, or start it by `ray start --head` and set RAY_ADDRESS"
+        ) from error
 
 
 def reach(address: str) -> None:

@@ -209,6 +209,8 @@ def test_a_missing_file_names_its_neighbour(file, capsys):
         (["--dataset", "npz:nowhere.npz"], "no file 'nowhere.npz'"),
         (["--dataset", "checker", "--model", "cnn"], "the model 'cnn' needs images"),
         (["--model", "mpl"], "unknown model 'mpl'. Did you mean 'mlp'?"),
+        (["--sampling=importnace"], "got 'importnace'. Did you mean 'importance'?"),
+        (["--optimizer", "adma"], "--optimizer must be one of adam, sgd, got 'adma'. Did you mean 'adam'?"),
         (["--model", "no_such_module:small"], "no module 'no_such_module'"),
         (["--epochs", "1", "--warmup-steps", "43"], "--warmup-steps must be below the 43 steps, got 43"),
         (

@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -42,6 +42,7 @@ METHOD_KEYS = (  # what a method of --compare may have for itself
 
 def parse(arguments: list[str]) -> Config:
     """The options of the command line over those of its ``--config`` file, checked."""
+    _check_words(arguments)
     file = _config_file(arguments)
     values = [] if file is None else _file_arguments(file)
     config = _parse(values + arguments)
@@ -58,14 +59,32 @@ def _parse(arguments: list[str]) -> Config:
     return tyro.cli(Config, args=arguments, prog=PROGRAM, config=(tyro.conf.FlagCreatePairsOff,))
 
 
-def _config_file(arguments: list[str]) -> Path | None:
-    """The last ``--config FILE`` or ``--config=FILE``; where FILE is missing, the parser says so."""
+def _check_words(arguments: list[str]) -> None:
+    """``OptionError`` that names the nearest for a word that an option does not take; the parser would list all."""
+    for name, kind in get_type_hints(Config).items():
+        option, words = f"--{name.replace('_', '-')}", get_args(kind)
+        given = _given(option, arguments)
+        if get_origin(kind) is not Literal or given is None or given in words:
+            continue
+        near = difflib.get_close_matches(given, words, n=1)
+        if near:
+            raise OptionError(f"{option} must be one of {', '.join(words)}, got {given!r}. Did you mean {near[0]!r}?")
+
+
+def _given(option: str, arguments: list[str]) -> str | None:
+    """The value that an option is given last, as ``--option value`` or ``--option=value``; None where it is not."""
     found = None
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        if argument.startswith("--config="):
+        if argument.startswith(f"{option}="):
             found = argument.partition("=")[2]
-        elif argument == "--config" and not following.startswith("--"):
+        elif argument == option and not following.startswith("--"):
             found = following
+    return found
+
+
+def _config_file(arguments: list[str]) -> Path | None:
+    """The file of ``--config``; where FILE is missing, the parser says so."""
+    found = _given("--config", arguments)
     return Path(found) if found and found != "None" else None
 
 

@@ -50,18 +50,27 @@ def check_folder(folder: Path) -> None:
         raise OptionError(f"--output {folder} cannot be written: {error}; choose another folder") from error
 
 
-def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
-    """Where and when a run saves itself; ``OptionError`` where it would take the place of one that is not finished."""
+def check_unfinished(config: Config) -> None:
+    """``OptionError`` where a run would take the place of one that is not finished."""
     from pipeline.going_on import layouts
-    from pipeline.saving import Saving
 
     folder = config.folder / SNAPSHOTS
-    unfinished = layouts(folder) and not (config.folder / "summary.json").exists()
-    if unfinished and not config.resume:
+    if not config.resume and not is_finished(config) and layouts(folder):
         raise OptionError(
             f"{config.folder} holds the snapshots of a run that was not finished; go on with --resume, choose another "
             f"--output, or remove {folder}"
         )
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the folder holds a run that came to its end."""
+    return (config.folder / "summary.json").exists()
+
+
+def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
+    """Where and when a run saves itself."""
+    from pipeline.saving import Saving
+
     # Those that are not as always: so an option that a later version adds refuses no snapshot of this one.
     options = {key: value for key in KEYS if (value := getattr(config, key)) != getattr(Config(), key)}
     options = {key: value for key, value in options.items() if key not in NOT_ABOUT}
@@ -70,7 +79,7 @@ def saving_of(config: Config, data: Data, stop: Callable[[], bool]) -> Saving:
     if config.reference not in (None, "auto"):
         options["reference_values"] = f"{zlib.crc32(Path(str(config.reference)).read_bytes()):08x}"
     about = {**options, "num_samples": len(data), "values": data.fingerprint()}
-    return Saving(folder, config.save_every, resume=config.resume, about=about, stop=stop)
+    return Saving(config.folder / SNAPSHOTS, config.save_every, resume=config.resume, about=about, stop=stop)
 
 
 def going_on(config: Config) -> str:

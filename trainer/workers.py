@@ -162,6 +162,8 @@ def _joined(config: Config) -> bool:
     except (ImportError, PermissionError) as error:
         raise OptionError(f"--workers {config.workers} needs Ray: {error}") from error
     except ConnectionError as error:
+        if not address:
+            raise OptionError(f"--workers {config.workers}: {error}") from error
         raise OptionError(
             f"--workers {config.workers} joins the Ray cluster of RAY_ADDRESS={address}, and cannot: "
             f"{str(error).rstrip('.')}. Start the cluster, set its address, or none for a Ray of this machine alone"

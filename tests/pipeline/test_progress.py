@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,27 @@ def test_lines_tell_how_far_it_is(place: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(progress, "EVERY", 0.0)
     as_source(words(), cache=place)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.rsplit(" elements, about ", 1)[0] for line in lines] == [
+    assert [line.split(" elements", 1)[0] for line in lines] == [
         f"writing the cache in {place}: {count} of {N}" for count in (4, 8, 12, 16, 20)
     ]
-    assert all(line.endswith(" s left") for line in lines)
+    assert all(re.search(r", about \d+ s left$", line) for line in lines[1:])
     as_source(words(), cache=place)
     as_source(words().map(lambda *part: part), cache="memory")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
-    assert lines[0].startswith(f"reading the dataset into memory: 4 of {N} elements, about ")
+    assert lines[0] == f"reading the dataset into memory: 4 of {N} elements"
+    assert lines[1].startswith(f"reading the dataset into memory: 8 of {N} elements, about ")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_comes_before_the_first_is_no_measure(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A first step that compiles, of many that do not."""
+    clock = iter([0.0, 30.0, 36.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.counting("training", 101, "steps") as tell:
+        tell(1)
+        tell(51)
+    assert capsys.readouterr().err == "training: 1 of 101 steps\ntraining: 51 of 101 steps, about 6 s left\n"
 
 
 @pytest.mark.usefixtures("impatient")
