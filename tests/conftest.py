@@ -10,6 +10,13 @@ import pytest
 from tests.choosing import showing_all
 from tests.sampler.siblings import SIBLINGS
 
+WAITING = (  # for other processes
+    *("tests/ray/test_scorers.py", "tests/ray/test_shared_store.py", "tests/pipeline/test_workers.py"),
+    *("tests/ray/test_nodes.py", "tests/pipeline/test_kills.py", "tests/pipeline/test_iterators.py"),
+    *("tests/pipeline/test_feed_back.py", "tests/ray/test_train_workers.py"),
+)
+BETWEEN = 8  # places from one of them to the next
+QUICK = ("tests/benchmarks/", "tests/fuzz/", "tests/sampler/")  # the last, so that all processes end together
 CHOOSING = {"every", "each_value"}
 COLLECT_AFTER = 50_000, 20, 20  # objects; the default 700 has a fifth of the time go into searching graphs
 
@@ -44,6 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if CHOOSING & {mark.name for mark in item.iter_markers()} and not item.get_closest_marker("soak"):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    items[:] = in_turn(items)
     for of_one_test in cases.values():
         every = of_one_test[0].get_closest_marker("every")
         if every:
@@ -53,6 +61,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for place, item in enumerate(of_one_test):
             if place not in tried:
                 item.add_marker(pytest.mark.soak)
+
+
+def in_turn(items: list[pytest.Item]) -> list[pytest.Item]:
+    """File after file, those that wait for other processes far from each other: else all that test come to them at the
+    same time, and the cores have nothing to do while they wait, and no time for what they wait for.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    waiting = [name for name in WAITING if name in files]
+    names = sorted(files.keys() - set(waiting), key=lambda name: (name.startswith(QUICK), name))
+    for place, name in enumerate(waiting):
+        names.insert(place * BETWEEN, name)
+    return [item for name in names for item in files[name]]
 
 
 def pytest_collection_finish() -> None:
