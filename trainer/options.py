@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -66,9 +67,14 @@ def _check_words(arguments: list[str]) -> None:
         given = _given(option, arguments)
         if get_origin(kind) is not Literal or given is None or given in words:
             continue
-        near = difflib.get_close_matches(given, words, n=1)
-        if near:
-            raise OptionError(f"{option} must be one of {', '.join(words)}, got {given!r}. Did you mean {near[0]!r}?")
+        if hint := _hint(given, words):
+            raise OptionError(f"{option} must be one of {', '.join(words)}, got {given!r}.{hint}")
+
+
+def _hint(given: str, words: Iterable[str]) -> str:
+    """Which of these may have been meant, to be put behind a sentence; nothing where none is near."""
+    near = difflib.get_close_matches(given, words, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _given(option: str, arguments: list[str]) -> str | None:
@@ -110,9 +116,7 @@ def _file_arguments(path: Path) -> list[str]:
 def _argument(path: Path, key: str, value: Any) -> str:
     name = key.replace("-", "_")
     if name not in KEYS:
-        near = difflib.get_close_matches(name, KEYS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"unknown option {key!r} in --config {path}.{hint} There are: {', '.join(KEYS)}")
+        raise OptionError(f"unknown option {key!r} in --config {path}.{_hint(name, KEYS)} There are: {', '.join(KEYS)}")
     if isinstance(value, dict | list):
         raise OptionError(f"{key} in --config {path} must be a single value, got {value!r:.60}")
     return f"--{name.replace('_', '-')}={value}"
@@ -204,9 +208,8 @@ def method_of(config: Config, text: str) -> Config:
     """``name:option=value:...`` over the other options."""
     name, *options = text.split(":")
     if name not in SAMPLINGS:
-        near = difflib.get_close_matches(name, SAMPLINGS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"unknown sampling {name!r} in --compare.{hint} There are: {', '.join(SAMPLINGS)}")
+        known = ", ".join(SAMPLINGS)
+        raise OptionError(f"unknown sampling {name!r} in --compare.{_hint(name, SAMPLINGS)} There are: {known}")
     arguments = []
     for option in options:
         key, equals, value = option.partition("=")

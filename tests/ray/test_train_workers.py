@@ -15,7 +15,6 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,7 +221,7 @@ def test_a_cluster_where_nobody_listens(
 ) -> None:
     """Ray is not asked, who would go on trying for a quarter of an hour."""
     monkeypatch.setattr(ray_cluster, "REACH", 0.0)
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False))
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         silent = f"127.0.0.1:{nobody.getsockname()[1]}"
