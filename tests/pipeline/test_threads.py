@@ -30,7 +30,7 @@ from sampler.state_bytes import from_bytes, to_bytes
 from tests.sampler.states import PACKAGE, same
 
 N, B, LAG = 60, 6, 3
-THREADS, ROUNDS, LONG = 8, 16, 1500
+THREADS, ROUNDS, LONG = 8, 16, 15_000
 HANGS = 120.0  # seconds
 NUDGES = 0.02  # of the lines of the sampler
 
@@ -283,7 +283,7 @@ def check_end(kind: str, sampler: Any, made: list[Batch]) -> None:
 
 def drive(kind: str, sampler: Any, rounds: int) -> None:
     """Eight threads on a sampler without a lag, and all that must hold then."""
-    made, states = eight(sampler, rounds, every=5 if rounds < LONG else 100)
+    made, states = eight(sampler, rounds, every=5 if rounds < LONG else 1000)
     assert len(made) == THREADS * rounds
     assert states
     for state in states:
@@ -298,7 +298,7 @@ def drive_under_a_lag(kind: str, sampler: Any, rounds: int) -> None:
         (batch,) = take(alone)
         tell(alone, batch)
         expected.append(batch)
-    made, states = eight(sampler, rounds, every=5 if rounds < LONG else 500)
+    made, states = eight(sampler, rounds, every=5 if rounds < LONG else 5000)
     assert [batch.step for batch in made] == list(range(len(expected)))
     assert all(map(same_batch, made, expected))
     assert states
