@@ -59,17 +59,20 @@ from trainer.saving import (
     going_on,
     is_finished,
     saving_of,
+    write_report,
 )
 from trainer.workers import launch
 
 if TYPE_CHECKING:
     import keras
 
+    from pipeline.dynamics import TrainingDynamics
     from pipeline.training import Outcome
     from pipeline.workers import Workers
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit status
 OF_TIMING = ("step", "in_flight")  # of a sampler's summary: how far it is ahead of training
+OF_SAMPLES = ("losses.csv", "samples.npz", "suspects.csv")  # files that an earlier run may have left
 BY_HEART = 10  # times the training loss: a test loss above that is no matter of optimisation
 
 
@@ -132,11 +135,14 @@ def _execute(config: Config) -> None:
     if config.dry_run:
         return
     check_folder(config.folder)
-    plan, outcome = _train(plan)
-    if first:
-        write_results(plan, outcome)
+    dynamics = dynamics_of(plan)
+    plan, outcome = _train(plan, dynamics)
+    if not first:
+        return
+    write_results(plan, outcome, dynamics)
+    missing = write_report(config.folder) if config.report else None
     if not config.quiet:
-        _close(plan, outcome)
+        _close(plan, outcome, missing)
 
 
 def _announce(plan: Plan) -> None:
@@ -151,7 +157,19 @@ def _announce(plan: Plan) -> None:
         print(f"{config.folder} holds a finished run, whose place this one takes", flush=True)
 
 
-def _train(plan: Plan) -> tuple[Plan, Outcome]:
+def dynamics_of(plan: Plan) -> TrainingDynamics | None:
+    """What will know what each sample's loss does; None where there is no report of that.
+
+    The samples of a stream have no index, and of several workers none knows all.
+    """
+    from pipeline.dynamics import TrainingDynamics
+
+    config = plan.config
+    told = config.report and config.sampling != "presampled" and plan.workers is None
+    return TrainingDynamics(len(plan.data)) if told else None
+
+
+def _train(plan: Plan, dynamics: TrainingDynamics | None) -> tuple[Plan, Outcome]:
     """Train, with scorers, progress, snapshots and signals; the plan comes back with what the scorers came to.
 
     Raises ``Interrupted``, ``OptionError`` for snapshots that are another run's, and ``TrainingError``.
@@ -171,7 +189,7 @@ def _train(plan: Plan) -> tuple[Plan, Outcome]:
             if workers is None or workers.rank == 0:
                 callbacks.append(beginning(config))
             try:
-                outcome = plan.train(callbacks, saving)
+                outcome = plan.train(callbacks, saving, dynamics)
             except Stopped:
                 _all_are_here(workers)
                 raise
@@ -291,11 +309,11 @@ def _line_writer(epochs: int, stopped: Callable[[], bool]) -> Callable[[int, dic
     return write
 
 
-def _close(plan: Plan, outcome: Outcome) -> None:
+def _close(plan: Plan, outcome: Outcome, missing: str | None) -> None:
     """The last line: the result, where it is, and what was found out."""
     found = [] if plan.scoring is None else [plan.scoring.sentence()]
     said = " ".join(found + [said for said in [advice(plan, outcome)] if said])
-    print(f"{sentence(outcome)}; written to {plan.config.folder}" + (f". {said}" if said else ""))
+    print(f"{sentence(outcome)}; written to {plan.config.folder}{missing or ''}" + (f". {said}" if said else ""))
 
 
 def sentence(outcome: Outcome) -> str:
@@ -358,7 +376,7 @@ def summary(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def write_results(plan: Plan, outcome: Outcome) -> None:
+def write_results(plan: Plan, outcome: Outcome, dynamics: TrainingDynamics | None = None) -> None:
     """Write the files of a result; summary.json last, as the sign that it is whole."""
     from pipeline.results import to_csv, to_json, write_whole
 
@@ -369,6 +387,13 @@ def write_results(plan: Plan, outcome: Outcome) -> None:
         write_whole(folder / "curve.csv", to_csv(outcome.curve))
     else:
         (folder / "curve.csv").unlink(missing_ok=True)  # of an earlier run
+    for name in OF_SAMPLES:
+        (folder / name).unlink(missing_ok=True)
+    if dynamics is not None and outcome.each is not None:
+        from pipeline.samples import Samples
+
+        write_whole(folder / "losses.csv", to_csv(dynamics.looks))
+        Samples.of(plan.data, outcome.each, dynamics, plan.sampler.ages()).write(folder / "samples.npz")
     write_whole(folder / "summary.json", to_json(summary(plan, outcome)))
 
 

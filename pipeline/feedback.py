@@ -34,6 +34,7 @@ from pipeline import user_weights
 from pipeline.advice import Advice
 from pipeline.compiled import build_from_spec, is_a_sum, kind_of_loss, restore, rowwise, weigh_metrics, with_axis
 from pipeline.dataset import iterations_begun
+from pipeline.dynamics import TrainingDynamics
 from pipeline.epochs import end_epoch, epoch_samples
 from pipeline.figures import Figures
 from pipeline.ring import Ring
@@ -73,6 +74,7 @@ class LossFeedback(keras.callbacks.Callback):
             the gate.
         at: the layer whose pre-activations are meant, or its name: for subclassed models, and models of several
             outputs. A layer without an activation is taken by its output.
+        dynamics: is told every step's index, losses and weights 1/(N p), and keeps what each sample's loss did.
 
     The loss that comes back is without importance weights, and without the user's own sample and class weights:
     how hard a sample is does not depend on how much it shall count. ``fit`` trains on the product of all of them.
@@ -112,6 +114,7 @@ class LossFeedback(keras.callbacks.Callback):
         class_weight: dict[int, float] | None = None,
         score: str | None = None,
         at: str | keras.layers.Layer | None = None,
+        dynamics: TrainingDynamics | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, keras.Model) or isinstance(sampler, keras.Model):
@@ -128,6 +131,7 @@ class LossFeedback(keras.callbacks.Callback):
             raise ValueError(f"score must be one of {', '.join(map(repr, SCORES))} or None, got {score!r}")
         self._fitted = model
         self.sampler = sampler
+        self._dynamics = dynamics
         self._class_weight = None if class_weight is None else user_weights.class_table(class_weight)
         self._originals: dict[str, Callable[..., Any]] = {}
         self._before: dict[str, Any] = {}  # of them, what the user had set on the instance
@@ -485,6 +489,8 @@ class LossFeedback(keras.callbacks.Callback):
             more = {} if norm is None else {"mean_gradient_norm": norm[0]}
             self.sampler.update(index, columns["losses"], step=step, score=score, **more)
             self._figures.add(columns["losses"], columns["weight"], score)
+            if self._dynamics is not None:
+                self._dynamics.add(index, columns["losses"], columns["weight"])
 
 
 def _axis_given(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -30,9 +30,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line of names, those of the first row, and a line a row; None is an empty field."""
+    """A line of names, those of any row, and a line a row; None, and what a row has not, is an empty field."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -25,52 +25,35 @@ from __future__ import annotations
 
 import functools
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from pipeline.advice import Advice
-from pipeline.data import Array, Data
+from pipeline.data import Data
 from pipeline.dataset import importance_dataset
+from pipeline.dynamics import TrainingDynamics
 from pipeline.epochs import epoch_samples
+from pipeline.evaluation import Each, Evaluator
 from pipeline.feedback import LossFeedback
 from pipeline.losses import SparseCategoricalFocalCrossentropy
 from pipeline.models import loss_for
 from pipeline.presampling import Presampler
+from pipeline.recording import Recorder, Row
 from pipeline.refresh import RefreshStalest
 from pipeline.saving import Saving, saved
 from pipeline.workers import Workers
-from sampler import checks
 
 Decay = Literal["cosine", "none"]
 Optimizer = Literal["adam", "sgd"]
 LossName = Literal["auto", "focal"]
-Row = dict[str, float | int | None]
 
-SLICE = 512  # samples a forward pass of the evaluation
 STREAM_SEED = 0  # of a shuffled stream; Keras's own seed makes it another one for each run
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a model does on some samples.
-
-    Attributes:
-        loss: the plain mean over them.
-        accuracy: in [0, 1]; None for regression.
-        worst_class_accuracy: the least accuracy of a class that occurs; None for regression.
-    """
-
-    loss: float
-    accuracy: float | None = None
-    worst_class_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,10 +72,12 @@ class Outcome:
         worst_class_accuracy: the least test accuracy of a class; None for regression.
         history: a row an epoch: ``epoch`` from 1, ``step``, ``seconds`` so far, ``learning_rate``
             next, ``loss`` (the epoch's weighted mean, an estimate of the training set's),
-            ``test_loss``, ``test_accuracy``.
+            ``test_loss``, ``test_accuracy``, and what ``LossFeedback`` said of the sampling.
         figures: what ``LossFeedback`` said of the sampling in the last epoch, ``sampling/gain`` and so on.
         advice: which priority would have suited the training; it has something to say where the
             sampler wanted scores.
+        each: the loss and the prediction of each training sample at the end, in inference mode; None of a training that
+            diverged.
         curve: a row every ``evaluate_every`` steps: ``step``, ``seconds``, ``test_loss``,
             ``test_accuracy``.
     """
@@ -109,6 +94,7 @@ class Outcome:
     curve: list[Row]
     figures: dict[str, float] = field(default_factory=dict)
     advice: Advice | None = None
+    each: Each | None = None
 
 
 def train(
@@ -130,6 +116,7 @@ def train(
     jit_compile: bool | Literal["auto"] = "auto",
     saving: Saving | None = None,
     workers: Workers | None = None,
+    dynamics: TrainingDynamics | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Outcome:
     """Train ``model`` on the batches that ``sampler`` draws, to the end of the budget.
@@ -155,6 +142,8 @@ def train(
         saving: where and when the training saves itself, and whether it goes on from there. None: it does not.
         workers: this process among those that train together, under whose strategy the model was made; then the sampler
             is a ``Shard``, B is of each worker, and an epoch as many steps as the largest block needs.
+        dynamics: for ``len(data)`` samples, is told what each sample's loss does, and is part of the snapshots; not for
+            a ``Presampler``, whose samples have no index. Of several workers each knows its own samples.
         callbacks: further Keras callbacks. Their time counts as training.
 
     Raises ``ValueError`` for numbers outside these ranges, before anything is trained; with ``saving`` what
@@ -180,8 +169,8 @@ def train(
             jit_compile=jit_compile,
         )
     evaluator = Evaluator(model, data)
-    recorder = _Recorder(evaluator, data, evaluate_every, steps)
-    feedback = LossFeedback(model, sampler)
+    recorder = Recorder(evaluator, data, evaluate_every, steps, dynamics)
+    feedback = LossFeedback(model, sampler, dynamics=dynamics)
     refreshing = []
     if refresh:
         refreshing.append(RefreshStalest(model, sampler, (data.x, data.y), batch_size=batch_size, budget=refresh))
@@ -206,13 +195,13 @@ def train(
                     verbose=0,
                     callbacks=together,
                 )
-    test = recorder.test_score()
+    test, each = recorder.test_score(), evaluator.each(data.x, data.y)
     return Outcome(
         epochs=epochs,
         steps=recorder.steps,
         seconds=recorder.clock.seconds,
         first_step_seconds=recorder.first_step_seconds,
-        train_loss=evaluator(data.x, data.y).loss,
+        train_loss=float(each.losses.mean(dtype="float64")),
         test_loss=test.loss,
         test_accuracy=test.accuracy,
         worst_class_accuracy=test.worst_class_accuracy,
@@ -220,6 +209,7 @@ def train(
         curve=recorder.curve,
         figures=recorder.figures,
         advice=feedback.advice,
+        each=each,
     )
 
 
@@ -315,150 +305,3 @@ def _at_least_one(name: str, value: int | None) -> int:
     if value is None or value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return value
-
-
-# --- measuring ------------------------------------------------------------------------------------
-
-
-class Evaluator:
-    """The score of a model on any samples of the task: ``Evaluator(model, data)(x, y)``.
-
-    The forward pass, in inference mode, is compiled once for any size and run on slices of 512.
-    """
-
-    def __init__(self, model: keras.Model, data: Data) -> None:
-        self.model = model
-        self._classes = data.num_classes
-        self._loss = loss_for(data, reduction="sum")
-        x, y = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (data.x, data.y))
-        # A partial, since TensorFlow counts the traces of methods over all objects, and would warn of many evaluators.
-        self._forward = tf.function(functools.partial(self._evaluate), input_signature=(x, y))
-
-    def __call__(self, x: Array, y: Array) -> Score:
-        """The score on ``x`` (M, ...) and ``y`` (M, ...), M ≥ 1."""
-        loss, right = 0.0, []
-        for first in range(0, len(x), SLICE):
-            part = slice(first, first + SLICE)
-            sliced_loss, sliced_right = self._forward(x[part], y[part])
-            loss += float(sliced_loss)
-            right.append(sliced_right.numpy())
-        if self._classes is None:
-            return Score(loss / len(x))
-        hits = np.concatenate(right)
-        return Score(loss / len(x), float(hits.mean()), _worst_class(hits, y))
-
-    def _evaluate(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The sum of the losses, and for classes which samples are right (B,) bool."""
-        # In float32 whatever the model computes in: a sum of 512 losses can overflow float16.
-        output = tf.cast(self.model(x, training=False), tf.float32)
-        right = tf.equal(tf.argmax(output, axis=-1), y) if self._classes else tf.zeros((0,), tf.bool)
-        return self._loss(y, output), right
-
-
-def _worst_class(hits: Array, y: Array) -> float:
-    return min(float(hits[y == k].mean()) for k in np.unique(y))
-
-
-@dataclass
-class _Clock:
-    """A stop-watch that can be halted: what passes while it is halted does not count."""
-
-    seconds: float = 0.0
-    _since: float = field(default_factory=time.perf_counter)
-
-    def lap(self) -> float:
-        """Count up to now, and give the seconds so far."""
-        now = time.perf_counter()
-        self.seconds += now - self._since
-        self._since = now
-        return self.seconds
-
-    @contextmanager
-    def halted(self) -> Iterator[None]:
-        self.lap()
-        yield
-        self._since = time.perf_counter()
-
-
-class _Recorder(keras.callbacks.Callback):
-    """Counts steps and seconds, evaluates at the end of every epoch and every so many steps, and ends the training."""
-
-    def __init__(self, evaluator: Evaluator, data: Data, every: int | None, most: int) -> None:
-        super().__init__()
-        self.steps = 0
-        self._begun_at = 0
-        self.figures: dict[str, float] = {}
-        self._most = most
-        self.first_step_seconds = 0.0
-        self.history: list[Row] = []
-        self.curve: list[Row] = []
-        self._evaluator, self._data, self._every = evaluator, data, every
-        self._scored: tuple[int, Score] | None = None
-        self.test_score()  # compiles the evaluation before the clock starts
-        self.clock = _Clock()
-
-    def test_score(self) -> Score:
-        """The score on the test set now; done once a step."""
-        if self._scored is None or self._scored[0] != self.steps:
-            self._scored = self.steps, self._evaluator(self._data.x_test, self._data.y_test)
-        return self._scored[1]
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far it is, and the rows so far."""
-        return {
-            "steps": self.steps,
-            "most": self._most,
-            "seconds": self.clock.lap(),
-            "first_step_seconds": self.first_step_seconds,
-            "history": self.history,
-            "curve": self.curve,
-            "figures": self.figures,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
-        most = checks.whole("most", state.get("most", self._most), least=1)
-        self.steps = checks.whole("steps", state["steps"], least=0, most=most)
-        if most != self._most:  # of another number of workers: as far as it was, of what it is now
-            self.steps = self.steps * self._most // most
-            self._evaluator.model.optimizer.iterations.assign(self.steps)
-        self.clock = _Clock(checks.number("seconds", state["seconds"], 0.0, np.inf))
-        self.first_step_seconds = checks.number("first_step_seconds", state["first_step_seconds"], 0.0, np.inf)
-        self.history, self.curve, self.figures = list(state["history"]), list(state["curve"]), dict(state["figures"])
-        self._scored = None
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.clock = _Clock(self.clock.seconds)
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._begun_at = self.steps
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        before, self.steps = self.steps, self._begun_at + batch + 1  # several, with steps_per_execution
-        if before == 0:
-            self.first_step_seconds = self.clock.lap()
-        if self.steps == self._most:
-            self.model.stop_training = True
-        if self._every and self.steps // self._every > before // self._every:
-            with self.clock.halted():
-                self.curve.append(self._row())
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        with self.clock.halted():
-            row = self._row()
-            rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-            loss = float((logs or {})["loss"])
-            self.figures = {name: float(value) for name, value in (logs or {}).items() if name.startswith("sampling/")}
-            self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "loss": loss})
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self.clock.lap()
-
-    def _row(self) -> Row:
-        test = self.test_score()
-        return {
-            "step": self.steps,
-            "seconds": self.clock.seconds,
-            "test_loss": test.loss,
-            "test_accuracy": test.accuracy,
-        }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from trainer.config import Budget, Config, to_yaml
 from trainer.options import check, methods_of
 from trainer.plan import in_steps, prepare
-from trainer.saving import check_folder
+from trainer.saving import check_folder, write_report
 
 if TYPE_CHECKING:
     from pipeline.comparing import Comparison
@@ -108,6 +108,8 @@ def write_comparison(config: Config, comparison: Comparison) -> str:
     except ImportError as error:
         said = f", without a picture ({error}; the extra plots has it)"
     write_whole(folder / "comparison.json", to_json({**to_dict(comparison), "verdict": verdict(comparison)}))
+    if config.report:
+        said = write_report(folder) or said
     return said
 
 

@@ -116,6 +116,9 @@ class Config:
     resume: bool = False
     """Go on from the newest snapshot in the output folder, with the options of its config.yaml; from the beginning
     where there is none."""
+    report: bool = True
+    """Whether a page for people, report.html, is written at the end, and what is known of each sample, samples.npz; it
+    needs the extra report."""
     workers: int = 1
     """Processes that train one model together, on Ray: each on a part of the samples, with --batch-size of its own."""
     scorers: int = 0

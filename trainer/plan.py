@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipeline.data import Data
+    from pipeline.dynamics import TrainingDynamics
     from pipeline.saving import Saving
     from pipeline.training import Outcome
     from pipeline.workers import Workers
@@ -57,7 +58,12 @@ class Plan:
         """Drawn in an epoch: N, or by each of several workers so many as the largest block has."""
         return -(-len(self.data) // (1 if self.workers is None else self.workers.world))
 
-    def train(self, callbacks: Sequence[keras.callbacks.Callback] = (), saving: Saving | None = None) -> Outcome:
+    def train(
+        self,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        saving: Saving | None = None,
+        dynamics: TrainingDynamics | None = None,
+    ) -> Outcome:
         """Train the model."""
         from pipeline.training import train
 
@@ -77,6 +83,7 @@ class Plan:
             evaluate_every=config.evaluate_every,
             saving=saving,
             workers=self.workers,
+            dynamics=dynamics,
             callbacks=callbacks if self.scoring is None else [self.scoring.callback, *callbacks],
         )
 

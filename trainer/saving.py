@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from pipeline.saving import Saving
 
 SNAPSHOTS = "snapshots"  # in the output folder
-NOT_ABOUT = ("output", "save_every", "compare", "seeds", "workers")  # options in which a run that goes on may differ
+NOT_ABOUT = (  # options in which a run that goes on may differ
+    *("output", "save_every", "compare", "seeds", "workers", "report"),
+)
 
 
 class Interrupted(Exception):
@@ -95,6 +97,17 @@ def going_on(config: Config) -> str:
     found = Snapshots(config.folder / SNAPSHOTS, {}).paths()
     before = f" and {len(found) - 1} before it" if len(found) > 1 else ""
     return f"goes on from the newest whole snapshot, of {found[0]}{before}"
+
+
+def write_report(folder: Path) -> str | None:
+    """Write the page for people from what is in the folder of a finished run; what to say where it cannot be."""
+    try:
+        from pipeline.report import report
+
+        report(folder)
+    except ImportError as error:
+        return f", without report.html ({error}; the extra report has it)"
+    return None
 
 
 def beginning(config: Config) -> keras.callbacks.Callback:

@@ -1,0 +1,61 @@
+"""The page of a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.report import plots
+from pipeline.report.folder import Compared, Row
+from pipeline.report.page import Page, Section, Table
+from pipeline.report.words import number, test_pictures
+
+
+def of_comparison(compared: Compared) -> Page:
+    """The page of a comparison."""
+    result = compared.result
+    curves = {method: mean_curve(compared.curves, method) for method in result["methods"]}
+    lines = [line for line in str(result.get("verdict", "")).splitlines() if line]
+    names = list(compared.runs[0]) if compared.runs else []
+    rows = [
+        [number(row[name]) if place > 1 else row[name] for place, name in enumerate(names)] for row in compared.runs
+    ]
+    table = Table("Every run", [name.replace("_", " ") for name in names], rows, folded=True)
+    seeds = len(result["seeds"])
+    after = [
+        f"A line is the geometric mean over {seeds} seeds, its band reaches from the lowest to the highest of them."
+    ]
+    shown = {method: rows for method, rows in curves.items() if rows}
+    section = Section("comparison", "Does it pay?", lines, test_pictures(shown), tables=[table], after=after)
+    return Page(
+        title=" against ".join(result["methods"][::-1]),
+        subtitle=f"{seeds} seeds each, in {compared.folder.resolve().name}",
+        sections=[section],
+    )
+
+
+def mean_curve(rows: Sequence[Mapping[str, str]], method: str) -> list[Row]:
+    """The curve of a method: at each of its steps the mean of the runs' seconds, the geometric mean, the lowest and the
+    highest of their test losses.
+    """
+    by_step: dict[float, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["method"] == method and row["test_loss"]:
+            loss = max(float(row["test_loss"]), plots.LEAST)
+            if math.isfinite(loss):
+                by_step.setdefault(float(row["step"]), []).append((float(row["seconds"]), loss))
+    curve = []
+    for step, points in sorted(by_step.items()):
+        seconds, losses = np.array(points).T
+        curve.append(
+            {
+                "step": step,
+                "seconds": float(seconds.mean()),
+                "test_loss": float(np.exp(np.log(losses).mean())),
+                "lowest": float(losses.min()),
+                "highest": float(losses.max()),
+            }
+        )
+    return curve

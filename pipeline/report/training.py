@@ -1,0 +1,108 @@
+"""The page of one training, and its sections about the run: does it learn, what were the draws worth?"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from pipeline.report import plots
+from pipeline.report.findings import groups
+from pipeline.report.folder import Row, Run
+from pipeline.report.page import Page, Section, Table
+from pipeline.report.samples import of_ages, of_groups, of_hardest, of_map, of_suspects
+from pipeline.report.words import number, percent, picture, test_pictures
+
+
+def of_run(run: Run, uniform: Run | None) -> Page:
+    """The page of one training."""
+    summary = run.summary
+    sections = [_of_test_loss(run, uniform)]
+    if any("effective_fraction" in row for row in run.history):
+        sections.append(_of_sampling(run))
+    if run.losses:
+        sections.append(_of_losses(run))
+    if run.samples is not None:
+        found = groups(run.samples)
+        sections += [of_groups(run.samples, found), of_map(run.samples)]
+        if run.samples.num_classes:
+            sections.append(of_suspects(run.samples))
+        sections += [of_hardest(run.samples), of_ages(run.samples)]
+    facts = {
+        "test loss": number(summary["test_loss"]),
+        "test accuracy": percent(summary.get("test_accuracy")),
+        "worst class": percent(summary.get("worst_class_accuracy")),
+        "training loss": number(summary["train_loss"]),
+        "steps": f"{summary['steps']:,}",
+        "training took": f"{summary['seconds']:.1f} s",
+    }
+    return Page(
+        title=f"{summary['sampling']} sampling on {summary['dataset']}",
+        subtitle=(
+            f"{summary['model']} with {summary['parameters']:,} parameters, batches of {summary['batch_size']}, "
+            f"learning rate {summary['learning_rate']:g}, seed {summary['seed']}"
+        ),
+        facts={name: value for name, value in facts.items() if value != "-"},
+        sections=sections,
+    )
+
+
+def _of_test_loss(run: Run, uniform: Run | None) -> Section:
+    curves: dict[str, Sequence[Row]] = {str(run.summary["sampling"]): run.curve}
+    said = []
+    if uniform is not None:
+        name = str(uniform.summary["sampling"])
+        curves[name if name not in curves else f"{name} ({uniform.folder.name})"] = uniform.curve
+        ours, theirs = run.summary["test_loss"], uniform.summary["test_loss"]
+        said.append(
+            f"At the end the test loss was {number(ours)}, and {number(theirs)} in the {name} run beside it. One run "
+            "of each shows no more than that; whether it is chance, train.py --compare tells over several seeds."
+        )
+    else:
+        said.append(
+            "There is no uniform run beside it to hold it against. train.py --compare uniform,importance trains both, "
+            "over several seeds."
+        )
+    return Section("test-loss", "Does it learn?", said, test_pictures(curves))
+
+
+def _of_sampling(run: Run) -> Section:
+    last = run.history[-1]
+    said = [
+        f"In the last epoch a draw was worth {last.get('gain', 1.0):.2f} uniform ones by its gain (above 1 the "
+        f"gradient was less noisy than under uniform draws), the weighted samples were worth "
+        f"{last['effective_fraction']:.0%} of as many equally weighted ones, and no weight was above "
+        f"{last['max_weight']:.2f}."
+    ]
+    if "gate_open" in last:
+        opened = sum(row.get("gate_open", 0.0) > 0.5 for row in run.history)
+        said.append(
+            f"The gate was open at the end of {opened} of {len(run.history)} epochs: where it is closed, draws are "
+            "uniform, since by its estimate draws by priority would not pay."
+        )
+    names = [name for name in ("effective_fraction", "max_weight", "gain", "unseen", "gate_gain") if name in last]
+    rows = [[f"{row['epoch']:.0f}", *(number(row.get(name)) for name in names)] for row in run.history]
+    shown = picture(
+        "sampling",
+        functools.partial(plots.sampling, run.history),
+        f"Three line plots over the epochs: the effective share of the samples, at the end "
+        f"{last['effective_fraction']:.2f}, the largest weight, {last['max_weight']:.2f}, and the gain, "
+        f"{last.get('gain', 1.0):.2f}.",
+        "Effective sample size over the number of draws, the largest importance weight, and the gain over uniform "
+        "draws. Shaded: epochs in which the gate was open.",
+    )
+    table = Table("Sampling by epoch", ["epoch", *(name.replace("_", " ") for name in names)], rows, folded=True)
+    return Section("sampling", "What were the draws worth?", said, [shown], tables=[table])
+
+
+def _of_losses(run: Run) -> Section:
+    first, last = run.losses[0], run.losses[-1]
+    shown = picture(
+        "losses",
+        functools.partial(plots.losses_over_time, run.losses),
+        f"The distribution of the losses of all samples after each epoch: the median goes from "
+        f"{number(first['loss_0.5'])} to {number(last['loss_0.5'])}, the 95 percent quantile from "
+        f"{number(first['loss_0.95'])} to {number(last['loss_0.95'])}, the highest to {number(last['loss_1'])}.",
+        "The newest loss that is known of each sample, after each epoch. Where the mean lies far above the median, few "
+        "samples make up most of the loss.",
+    )
+    return Section("losses", "How did the losses fall?", pictures=[shown])

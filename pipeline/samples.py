@@ -1,0 +1,109 @@
+"""What a training came to know of each of its samples, as one file of plain arrays.
+
+    samples = Samples.of(data, outcome.each, dynamics, sampler.ages())
+    samples.write(Path("runs/mine/samples.npz"))
+    Samples.read(Path("runs/mine/samples.npz")).mean
+
+Nothing in the file is run when it is read: no pickle.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data import Data
+from pipeline.dynamics import TrainingDynamics
+from pipeline.evaluation import Each
+from sampler import files
+
+SHOWN = 48  # samples by each order whose inputs are kept, to be looked at
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N samples of a training set at the end of a training.
+
+    Attributes:
+        y: (N,) int64 classes, or (N, D) float32 quantities.
+        loss: (N,) float32, of the final model in inference mode.
+        prediction: (N,) int64 the likeliest class, or (N, D) float32.
+        drawn: (N,) int32, how often each was trained on.
+        mean, deviation: (N,) float32 of a sample's losses in the course of the training; NaN where there were none, or
+            fewer than two.
+        weight, weight_squares: (N,) float32, the sums of 1/(N p) over a sample's draws, and of its square.
+        age: (N,) int64, draws since the newest loss.
+        shown: (M,) int64, the hardest samples.
+        shown_x: (M, ...) their inputs.
+        num_classes: K, or 0 where y is a quantity.
+    """
+
+    y: Array
+    loss: Array
+    prediction: Array
+    drawn: Array
+    mean: Array
+    deviation: Array
+    weight: Array
+    weight_squares: Array
+    age: Array
+    shown: Array
+    shown_x: Array
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @classmethod
+    def of(cls, data: Data, each: Each, dynamics: TrainingDynamics, age: Array) -> Samples:
+        """What is known at the end of a training on ``data``."""
+        mean = dynamics.mean.astype(np.float32)
+        shown = np.union1d(hardest(each.losses)[:SHOWN], hardest(mean)[:SHOWN])
+        return cls(
+            y=data.y,
+            loss=each.losses,
+            prediction=each.predictions,
+            drawn=dynamics.drawn,
+            mean=mean,
+            deviation=dynamics.deviation.astype(np.float32),
+            weight=dynamics.weight.astype(np.float32),
+            weight_squares=dynamics.weight_squares.astype(np.float32),
+            age=age,
+            shown=shown,
+            shown_x=data.x[shown],
+            num_classes=data.num_classes or 0,
+        )
+
+    def write(self, path: Path) -> None:
+        """Write it as a NumPy ``.npz`` file, whole or not at all; ``OSError`` where that fails."""
+        buffer = io.BytesIO()
+        columns: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        np.savez_compressed(buffer, **columns)
+        files.write_whole(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> Samples:
+        """Read what ``write`` has written; ``ValueError`` for another file, ``OSError`` where there is none."""
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                found = {field.name: arrays[field.name] for field in fields(cls)}
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} holds no samples of a training: {error}") from error
+        samples = cls(**{**found, "num_classes": int(found["num_classes"])})
+        columns = {field.name for field in fields(cls)} - {"shown", "shown_x", "num_classes"}
+        sizes = {name: len(getattr(samples, name)) for name in columns}
+        if len(set(sizes.values())) > 1 or len(samples.shown) != len(samples.shown_x):
+            raise ValueError(f"{path} holds no samples of a training: its columns are of different lengths, {sizes}")
+        return samples
+
+
+def hardest(losses: Array) -> npt.NDArray[np.int64]:
+    """(N,) the samples by their loss, the highest first; those without one (NaN) last."""
+    return np.argsort(-np.nan_to_num(losses, nan=-np.inf), kind="stable").astype(np.int64)
