@@ -13,15 +13,17 @@ import io
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data import Data
-from pipeline.dynamics import TrainingDynamics
-from pipeline.evaluation import Each
 from sampler import files
+
+if TYPE_CHECKING:
+    from pipeline.data import Data
+    from pipeline.dynamics import TrainingDynamics
+    from pipeline.evaluation import Each
 
 SHOWN = 48  # samples by each order whose inputs are kept, to be looked at
 Array = npt.NDArray[Any]

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.report import plots
 from pipeline.report.folder import Compared, Row
 from pipeline.report.page import Page, Section, Table
-from pipeline.report.words import number, test_pictures
+from pipeline.report.words import loss_pictures, number
 
 
 def of_comparison(compared: Compared) -> Page:
@@ -28,7 +28,7 @@ def of_comparison(compared: Compared) -> Page:
         f"A line is the geometric mean over {seeds} seeds, its band reaches from the lowest to the highest of them."
     ]
     shown = {method: rows for method, rows in curves.items() if rows}
-    section = Section("comparison", "Does it pay?", lines, test_pictures(shown), tables=[table], after=after)
+    section = Section("comparison", "Does it pay?", lines, loss_pictures(shown), tables=[table], after=after)
     return Page(
         title=" against ".join(result["methods"][::-1]),
         subtitle=f"{seeds} seeds each, in {compared.folder.resolve().name}",

@@ -105,9 +105,7 @@ def _told(section: Section) -> dict[str, Any]:
             {"light": _inside(one.light), "dark": _inside(one.dark), "alt": one.alt, "caption": one.caption}
             for one in section.pictures
         ],
-        "gallery": [
-            {**vars(item), "image": _inside(item.image) if item.image is not None else ""} for item in section.gallery
-        ],
+        "gallery": [{**vars(item), "image": item.image and _inside(item.image)} for item in section.gallery],
         "tables": [
             {
                 "caption": table.caption,

@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 
 def of_groups(samples: Samples, found: Sequence[Group]) -> Section:
+    """Losses and draws by class, or by tenths: which training looked at, and that weights correct for it."""
     what = "class" if samples.num_classes else "tenth of the samples by mean loss"
     worst = max(found, key=lambda group: group.loss)
     said = [f"The highest mean loss at the end is {number(worst.loss)}, of {_named(worst, samples)}."]
@@ -59,8 +60,8 @@ def of_groups(samples: Samples, found: Sequence[Group]) -> Section:
             f"For each {what} a dot for how often its samples were drawn over uniform draws, and a square for what "
             f"they counted for once weighted; {len(found) - off} of {len(found)} squares lie within three standard "
             "errors of one.",
-            "Drawn against expected: how often samples were drawn, in uniform draws, and what they counted for by their "
-            "weights, with two standard errors. Weights bring all back to 1, so that training stays unbiased.",
+            "Drawn against expected: how often samples were drawn, in uniform draws, and what they counted for by "
+            "their weights, with two standard errors. Weights bring all back to 1, so that training stays unbiased.",
         ),
     ]
     rows = [
@@ -95,13 +96,14 @@ def _named(group: Group, samples: Samples) -> str:
 
 
 def of_map(samples: Samples) -> Section:
+    """The data map."""
     region = regions(samples.mean, samples.deviation)
     count = {name: int((region == place).sum()) for place, name in enumerate(REGIONS)}
     parts = ", ".join(f"{count[name]:,} {name}" for name in REGIONS)
     said = [
-        f"By what their losses did in the course of the training there are {parts} samples. Easy: the mean loss is below "
-        "that of all. Of the others, ambiguous: the loss rose and fell by more than its mean, so the sample was learnt "
-        "late, or forgotten in between. Hard: it stayed high."
+        f"By what their losses did in the course of the training there are {parts} samples. Easy: the mean loss is "
+        "below that of all. Of the others, ambiguous: the loss rose and fell by more than its mean, so the sample was "
+        "learnt late, or forgotten in between. Hard: it stayed high."
     ]
     if unknown := int((region < 0).sum()):
         said.append(f"{unknown:,} samples were trained on fewer than two times, and are left out.")
@@ -116,6 +118,7 @@ def of_map(samples: Samples) -> Section:
 
 
 def of_suspects(samples: Samples) -> Section:
+    """The first of those whose label may be wrong."""
     order = suspects(samples)[:LISTED]
     said = [
         f"{SUSPECTS}, beside this page, lists the samples by the mean of their losses in the course of the training: a "
@@ -161,6 +164,7 @@ def suspect_rows(samples: Samples) -> list[dict[str, Any]]:
 
 
 def of_hardest(samples: Samples) -> Section:
+    """Those of the highest loss at the end, to be looked at."""
     order = hardest(samples.loss)[:GALLERY]
     said = [f"The {len(order)} samples of the highest loss at the end of the training, the highest first."]
     return Section("hardest", "The hardest samples", said, gallery=_items(samples, order))
@@ -187,6 +191,7 @@ def _value(value: Array) -> str:
 
 
 def of_ages(samples: Samples) -> Section:
+    """How stale what is known of them is."""
     age = samples.age
     old, oldest = np.quantile(age, 0.95), age.max()
     shown = picture(
@@ -196,7 +201,7 @@ def of_ages(samples: Samples) -> Section:
         "How many steps before the end the loss of each sample was last seen.",
     )
     said = [
-        f"Half of the priorities were {np.median(age):.0f} steps old at the end or less, 95 % at most {old:.0f}. What is "
-        "old is drawn by what it was then; --refresh and --scorers keep priorities fresh."
+        f"Half of the priorities were {np.median(age):.0f} steps old at the end or less, 95 % at most {old:.0f}. What "
+        "is old is drawn by what it was then; --refresh and --scorers keep priorities fresh."
     ]
     return Section("ages", "How old are the priorities?", said, [shown])

@@ -10,7 +10,7 @@ from pipeline.report.findings import groups
 from pipeline.report.folder import Row, Run
 from pipeline.report.page import Page, Section, Table
 from pipeline.report.samples import of_ages, of_groups, of_hardest, of_map, of_suspects
-from pipeline.report.words import number, percent, picture, test_pictures
+from pipeline.report.words import loss_pictures, number, percent, picture
 
 
 def of_run(run: Run, uniform: Run | None) -> Page:
@@ -62,7 +62,7 @@ def _of_test_loss(run: Run, uniform: Run | None) -> Section:
             "There is no uniform run beside it to hold it against. train.py --compare uniform,importance trains both, "
             "over several seeds."
         )
-    return Section("test-loss", "Does it learn?", said, test_pictures(curves))
+    return Section("test-loss", "Does it learn?", said, loss_pictures(curves))
 
 
 def _of_sampling(run: Run) -> Section:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def picture(name: str, draw: Callable[[plots.Theme], Figure], alt: str, caption: str) -> Picture:
+    """A plot in both themes."""
     light, dark = (plots.png(draw(plots.THEMES[theme])) for theme in ("light", "dark"))
     return Picture(name, light, dark, alt, caption)
 
@@ -31,7 +32,8 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def test_pictures(curves: Mapping[str, Sequence[Row]]) -> list[Picture]:
+def loss_pictures(curves: Mapping[str, Sequence[Row]]) -> list[Picture]:
+    """The test loss of these runs against steps and against seconds."""
     ends = "; ".join(
         f"{name} from {number(rows[0]['test_loss'])} to {number(rows[-1]['test_loss'])}"
         for name, rows in curves.items()
