@@ -149,7 +149,7 @@ class Config:
         return self.output or Path("runs") / f"{plain}-{which}"
 
 
-NOT_SAVED = ("config", "print_config", "dry_run", "quiet", "resume")  # what to do, not what to train
+NOT_SAVED = ("config", "print_config", "dry_run", "quiet", "report", "resume")  # what to do, not what to train
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name not in NOT_SAVED)
 UNITS = {"epochs": "epochs", "epoch": "epochs", "steps": "steps", "step": "steps", "s": "seconds"}
 

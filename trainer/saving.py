@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from pipeline.saving import Saving
 
 SNAPSHOTS = "snapshots"  # in the output folder
-NOT_ABOUT = (  # options in which a run that goes on may differ
-    *("output", "save_every", "compare", "seeds", "workers", "report"),
-)
+NOT_ABOUT = ("output", "save_every", "compare", "seeds", "workers")  # options in which a run that goes on may differ
 
 
 class Interrupted(Exception):

@@ -105,7 +105,7 @@ def _told(section: Section) -> dict[str, Any]:
             {"light": _inside(one.light), "dark": _inside(one.dark), "alt": one.alt, "caption": one.caption}
             for one in section.pictures
         ],
-        "gallery": [{**vars(item), "image": item.image and _inside(item.image)} for item in section.gallery],
+        "gallery": [dict(vars(item), image=item.image and _inside(item.image)) for item in section.gallery],
         "tables": [
             {
                 "caption": table.caption,
@@ -137,7 +137,7 @@ def image(x: Array) -> bytes | None:
     low, high = min(low, 0.0), max(high, 1.0)
     scaled = np.nan_to_num((x - low) / (high - low)).clip(0.0, 1.0)
     buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, scaled, format="png", cmap="gray", vmin=0.0, vmax=1.0, metadata={"Software": None})
+    matplotlib.image.imsave(buffer, scaled, format="png", cmap="gray", vmin=0.0, vmax=1.0, metadata={"Software": ""})
     return buffer.getvalue()
 
 

@@ -64,12 +64,17 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _new(theme: Theme, rows: int = 1, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
+def _new(theme: Theme, rows: int = 1, height: float = HEIGHT, *, names: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels, one above the other; with ``names`` there are words of any length beside the axis, and
+    matplotlib makes room for them, which takes as long as all else.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), facecolor=theme.paper, layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), facecolor=theme.paper, layout="constrained" if names else None)
     FigureCanvasAgg(figure)
+    if not names:
+        figure.subplots_adjust(left=0.17, right=0.97, top=1.0 - 0.12 / height, bottom=0.55 / height, hspace=0.12)
     panels = list(np.atleast_1d(figure.subplots(rows, 1, sharex=True)))
     for panel in panels:
         panel.set_facecolor(theme.paper)
@@ -162,7 +167,7 @@ def sampling(history: Sequence[Row], theme: Theme) -> Figure:
 def losses_by_group(groups: Sequence[Group], theme: Theme) -> Figure:
     """The mean loss at the end, a bar each; the rare classes are marked."""
     shown = _shown(groups)
-    figure, (panel,) = _new(theme, height=1.2 + 0.2 * len(shown))
+    figure, (panel,) = _new(theme, height=1.2 + 0.2 * len(shown), names=True)
     places = np.arange(len(shown))
     colors = [theme.lines[1] if group.rare else theme.lines[0] for group in shown]
     panel.barh(places, [group.loss for group in shown], color=colors, height=0.7)
@@ -176,7 +181,7 @@ def losses_by_group(groups: Sequence[Group], theme: Theme) -> Figure:
 def draws_by_group(groups: Sequence[Group], theme: Theme) -> Figure:
     """How often samples were drawn, and what they counted for, over uniform draws."""
     shown = _shown(groups)
-    figure, (panel,) = _new(theme, height=1.4 + 0.2 * len(shown))
+    figure, (panel,) = _new(theme, height=1.4 + 0.2 * len(shown), names=True)
     places = np.arange(len(shown))
     panel.axvline(1.0, color=theme.ink, linewidth=0.8, linestyle=":")
     panel.plot([group.attention for group in shown], places, "o", color=theme.lines[1], markersize=6, label="drawn")
