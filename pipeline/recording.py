@@ -24,6 +24,7 @@ from pipeline.evaluation import Evaluator, Score
 from sampler import checks
 
 Row = dict[str, float | int | None]
+OF_TIMING = ("milliseconds", "unseen")  # of the figures: losses wait for the draw that may use them
 
 
 @dataclass
@@ -133,7 +134,7 @@ class Recorder(keras.callbacks.Callback):
             loss = float((logs or {})["loss"])
             self.figures = {name: float(value) for name, value in (logs or {}).items() if name.startswith("sampling/")}
             figures = {name.removeprefix("sampling/"): value for name, value in self.figures.items()}
-            figures.pop("milliseconds", None)  # nothing but seconds differs between two equal runs
+            figures = {name: value for name, value in figures.items() if name not in OF_TIMING}
             self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "loss": loss, **figures})
             if self._dynamics is not None:
                 self._dynamics.look(self.steps)

@@ -79,7 +79,7 @@ def _of_sampling(run: Run) -> Section:
             f"The gate was open at the end of {opened} of {len(run.history)} epochs: where it is closed, draws are "
             "uniform, since by its estimate draws by priority would not pay."
         )
-    names = [name for name in ("effective_fraction", "max_weight", "gain", "unseen", "gate_gain") if name in last]
+    names = [name for name in ("effective_fraction", "max_weight", "gain", "gate_gain") if name in last]
     rows = [[f"{row['epoch']:.0f}", *(number(row.get(name)) for name in names)] for row in run.history]
     shown = picture(
         "sampling",
