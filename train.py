@@ -389,11 +389,11 @@ def write_results(plan: Plan, outcome: Outcome, dynamics: TrainingDynamics | Non
         (folder / "curve.csv").unlink(missing_ok=True)  # of an earlier run
     for name in OF_SAMPLES:
         (folder / name).unlink(missing_ok=True)
-    if dynamics is not None and outcome.each is not None:
+    if dynamics is not None and outcome.each is not None and outcome.ages is not None:
         from pipeline.samples import Samples
 
         write_whole(folder / "losses.csv", to_csv(dynamics.looks))
-        Samples.of(plan.data, outcome.each, dynamics, plan.sampler.ages()).write(folder / "samples.npz")
+        Samples.of(plan.data, outcome.each, dynamics, outcome.ages).write(folder / "samples.npz")
     write_whole(folder / "summary.json", to_json(summary(plan, outcome)))
 
 

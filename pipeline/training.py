@@ -34,7 +34,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.advice import Advice
-from pipeline.data import Data
+from pipeline.data import Array, Data
 from pipeline.dataset import importance_dataset
 from pipeline.dynamics import TrainingDynamics
 from pipeline.epochs import epoch_samples
@@ -78,6 +78,7 @@ class Outcome:
             sampler wanted scores.
         each: the loss and the prediction of each training sample at the end, in inference mode; None of a training that
             diverged.
+        ages: (N,) draws since the newest loss that the sampler knows of each sample; None without ``dynamics``.
         curve: a row every ``evaluate_every`` steps: ``step``, ``seconds``, ``test_loss``,
             ``test_accuracy``.
     """
@@ -95,6 +96,7 @@ class Outcome:
     figures: dict[str, float] = field(default_factory=dict)
     advice: Advice | None = None
     each: Each | None = None
+    ages: Array | None = None
 
 
 def train(
@@ -210,6 +212,7 @@ def train(
         figures=recorder.figures,
         advice=feedback.advice,
         each=each,
+        ages=None if dynamics is None else sampler.ages(),
     )
 
 

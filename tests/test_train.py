@@ -22,7 +22,7 @@ from train import Config, OptionError, main, parse, to_yaml
 from trainer import plan as train_plan
 from trainer import samplings as train_samplings
 
-SMALL = ["--dataset", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "128"]
+SMALL = ["--dataset", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "128", "--no-report"]
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -288,11 +288,7 @@ def test_a_run_writes_its_result_and_the_same_options_give_the_same(tmp_path, ca
     assert f"written to {first}" in told.out
     assert "epoch 2 of 2: loss" in told.err  # no terminal: lines, not a bar
     assert sorted(path.name for path in first.iterdir()) == [
-        "config.yaml",
-        "curve.csv",
-        "history.csv",
-        "snapshots",
-        "summary.json",
+        *("config.yaml", "curve.csv", "history.csv", "snapshots", "summary.json")
     ]
 
     summary = result(first)
@@ -313,7 +309,7 @@ def test_a_run_writes_its_result_and_the_same_options_give_the_same(tmp_path, ca
     assert [row["step"] for row in rows_of(first / "curve.csv")] == ["8", "16"]
 
     # Again from the file that it wrote, quietly and without the curve, which changes no result.
-    options = ["--config", str(first / "config.yaml"), "--evaluate-every", "None", "--quiet"]
+    options = ["--config", str(first / "config.yaml"), "--evaluate-every", "None", "--quiet", "--no-report"]
     assert main([*options, "--output", str(again)]) == 0
     assert capsys.readouterr() == ("", "")
     same = result(again)
@@ -336,7 +332,17 @@ def test_a_run_writes_its_result_and_the_same_options_give_the_same(tmp_path, ca
 @pytest.mark.parametrize("sampling", train_samplings.SAMPLINGS)
 @pytest.mark.every(2)
 def test_every_sampling_trains(sampling, tmp_path, capsys):
-    options = ["--dataset", "digits-longtail", "--model", "mlp", "--budget", "20steps", "--reference", "auto"]
+    options = [
+        "--dataset",
+        "digits-longtail",
+        "--model",
+        "mlp",
+        "--budget",
+        "20steps",
+        "--reference",
+        "auto",
+        "--no-report",
+    ]
     assert main([*options, "--sampling", sampling, "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith(f"{sampling} on digits-longtail: 20 steps of 32, 280 samples")
     summary = result(tmp_path)
@@ -348,7 +354,19 @@ def test_every_sampling_trains(sampling, tmp_path, capsys):
 
 @pytest.mark.parametrize("options", [["--gate", "none", "--priority", "gradient_norm"], ["--priority", "auto"]])
 def test_importance_draws_as_it_is_told(options, tmp_path):
-    arguments = ["--dataset", "digits-longtail", "--model", "mlp", "--epochs", "4", "--warmup", "1", "--finish", "0.25"]
+    arguments = [
+        "--dataset",
+        "digits-longtail",
+        "--model",
+        "mlp",
+        "--epochs",
+        "4",
+        "--warmup",
+        "1",
+        "--finish",
+        "0.25",
+        "--no-report",
+    ]
     assert main([*arguments, *options, "--quiet", "--output", str(tmp_path)]) == 0
     found = result(tmp_path)["sampler"]
     assert found["seen"] == 280
@@ -448,7 +466,7 @@ def test_options_that_a_sampling_has_no_use_for_are_named(options, said, capsys)
 def test_a_training_that_diverges_still_gives_valid_json(tmp_path):
     x = np.linspace(0, 1, 80).reshape(40, 2)
     np.savez(tmp_path / "steep.npz", x=x, y=x[:, :1] * 1e30)
-    arguments = ["--dataset", f"npz:{tmp_path / 'steep.npz'}", "--epochs", "1", "--quiet"]
+    arguments = ["--dataset", f"npz:{tmp_path / 'steep.npz'}", "--epochs", "1", "--quiet", "--no-report"]
     assert main([*arguments, "--sampling", "uniform", "--output", str(tmp_path / "out")]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["train_loss"] is None
@@ -509,7 +527,7 @@ print("-- a run", file=sys.stderr, flush=True)
 train.import_tensorflow()
 seen.clear()  # one of TensorFlow's imports binds a socket, to see whether there is IPv6
 assert train.main(sys.argv[1:]) == 0
-assert train.main([*sys.argv[-2:], "--resume", "--quiet"]) == 0, "its snapshots are read"
+assert train.main([*sys.argv[-2:], "--resume", "--quiet", "--no-report"]) == 0, "its snapshots are read"
 assert not seen, seen
 assert not sockets()
 with socket.socket() as one:
@@ -544,7 +562,16 @@ def test_a_training_that_diverges_ends_in_words(tmp_path, capsys):
     """Infinite inputs that pass as finite: the first loss is not a number, and so are all after it."""
     path = tmp_path / "big.npz"
     np.savez(path, x=np.full((40, 3), 3e38, np.float32), y=np.arange(40, dtype=np.float32))
-    options = ["--dataset", f"npz:{path}", "--batch-size", "2", "--output", str(tmp_path / "out"), "--quiet"]
+    options = [
+        "--dataset",
+        f"npz:{path}",
+        "--batch-size",
+        "2",
+        "--output",
+        str(tmp_path / "out"),
+        "--quiet",
+        "--no-report",
+    ]
     assert train.main(options) == 1
     error = capsys.readouterr().err
     assert "diverged" in error

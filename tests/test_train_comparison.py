@@ -41,6 +41,7 @@ def test_a_comparison_writes_its_files_and_can_be_had_again_from_its_config(tmp_
         "uniform,pruning:prune=0.4",
         "--seeds",
         "2",
+        "--no-report",
     ]
     first, again = tmp_path / "first", tmp_path / "again"
     assert main([*options, "--budget", "24steps", "--seed", "5", "--output", str(first)]) == 0
@@ -57,7 +58,7 @@ def test_a_comparison_writes_its_files_and_can_be_had_again_from_its_config(tmp_
     assert {row["steps"] for row in rows} == {"24"}
     assert len(rows_of(first / "curves.csv")) == 4 * 24  # at every step, as forty points would be more
 
-    options = ["--config", str(first / "config.yaml"), "--output", str(again), "--quiet", "--seeds", "1"]
+    options = ["--config", str(first / "config.yaml"), "--output", str(again), "--quiet", "--seeds", "1", "--no-report"]
     assert main(options) == 0
     assert capsys.readouterr().out == ""
     for one, other in zip(rows[:2], rows_of(again / "comparison.csv"), strict=True):
@@ -95,5 +96,5 @@ def test_a_run_of_a_comparison_that_diverges_is_told_and_the_others_go_on(tmp_pa
     path = tmp_path / "big.npz"
     np.savez(path, x=np.full((40, 3), 3e38, np.float32), y=np.arange(40, dtype=np.float32))
     options = ["--dataset", f"npz:{path}", "--batch-size", "2", "--output", str(tmp_path / "out")]
-    assert main([*options, "--compare", "uniform,importance", "--epochs", "1", "--seeds", "1"]) == 0
+    assert main([*options, "--compare", "uniform,importance", "--epochs", "1", "--seeds", "1", "--no-report"]) == 0
     assert "uniform diverged in 1 of 1 runs" in capsys.readouterr().out

@@ -23,7 +23,18 @@ from trainer.scorers import scoring
 
 from .forking import Forked
 
-SMALL = ["--dataset", "digits-longtail", "--model", "mlp", "--batch-size", "32", "--epochs", "3", "--quiet"]  # 27 steps
+SMALL = [
+    "--dataset",
+    "digits-longtail",
+    "--model",
+    "mlp",
+    "--batch-size",
+    "32",
+    "--epochs",
+    "3",
+    "--quiet",
+    "--no-report",
+]  # 27 steps
 STEPS = 27
 
 
@@ -73,12 +84,15 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(number, status, who
     assert signal.getsignal(number) is before
     assert not (tmp_path / "summary.json").exists()
     keras.utils.clear_session()
-    assert main(["--output", str(tmp_path), "--resume"]) == 0  # the options are in config.yaml, --quiet is not
+    assert (
+        main(["--output", str(tmp_path), "--resume", "--no-report"]) == 0
+    )  # the options are in config.yaml, --quiet is not
     assert result(tmp_path) == whole
     said = capsys.readouterr().out
     assert f"goes on from the newest whole snapshot, of {tmp_path / 'snapshots' / 'snapshot-13'}\n" in said
     header = (tmp_path / "history.csv").read_text().splitlines()[0]
-    assert header == "epoch,step,seconds,test_loss,test_accuracy,learning_rate,loss"
+    figures = "effective_fraction,max_weight,gain,gate_open,gate_gain,gate_changed"
+    assert header == f"epoch,step,seconds,test_loss,test_accuracy,learning_rate,loss,{figures}"
 
 
 @pytest.mark.parametrize(("second", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -100,7 +114,7 @@ def test_killed_and_resumed_it_has_the_result_of_one_that_was_not(whole, tmp_pat
     _, errors = process.communicate(timeout=120.0)
     assert process.returncode == -signal.SIGKILL, errors
     assert not (tmp_path / "summary.json").exists()
-    assert main(["--output", str(tmp_path), "--resume", "--quiet"]) == 0
+    assert main(["--output", str(tmp_path), "--resume", "--quiet", "--no-report"]) == 0
     assert result(tmp_path) == whole
 
 
@@ -124,7 +138,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_may_be_run_again(whole, tmp_p
         assert result(tmp_path) == whole
         kept = sorted(path.name for path in (tmp_path / train_saving.SNAPSHOTS).glob("*.index"))
         assert kept == [f"snapshot-{step}.index" for step in (10, 20, STEPS)]
-    assert main(["--output", str(tmp_path), "--resume", "--quiet"]) == 0
+    assert main(["--output", str(tmp_path), "--resume", "--quiet", "--no-report"]) == 0
     assert result(tmp_path) == whole
 
 
@@ -167,7 +181,18 @@ def test_what_cannot_be_is_told(options, message, capsys):
 
 
 def test_seconds_are_the_steps_that_they_were_at_the_beginning(tmp_path, monkeypatch):
-    options = ["--dataset", "digits-longtail", "--model", "mlp", "--budget", "9s", "--quiet", "--output", str(tmp_path)]
+    options = [
+        "--dataset",
+        "digits-longtail",
+        "--model",
+        "mlp",
+        "--budget",
+        "9s",
+        "--quiet",
+        "--no-report",
+        "--output",
+        str(tmp_path),
+    ]
     monkeypatch.setattr(train, "in_steps", lambda config: dataclasses.replace(config, budget="12steps"))
     with monkeypatch.context() as patch:
         interrupting(patch, 5, signal.SIGTERM)

@@ -16,7 +16,7 @@ def options(folder: Path) -> list[str]:
     path = folder / "small.npz"
     np.savez(path, x=x, y=(x @ [1.0, -1.0, 2.0, 0.5]).astype(np.float32)[:, None])
     return [
-        *("--dataset", f"npz:{path}", "--model", "linear", "--batch-size", "8"),
+        *("--dataset", f"npz:{path}", "--model", "linear", "--batch-size", "8", "--no-report"),
         *("--budget", f"{STEPS}steps", "--save-every", "10steps"),
     ]
 

@@ -84,7 +84,16 @@ def test_two_thousand_kills():
     assert (total.kills, total.in_saves >= 600) == (2000, True)
 
 
-PROGRAM = [sys.executable, str(killing.ROOT / "train.py"), "--dataset", "digits", "--epochs", "3", "--quiet"]
+PROGRAM = [
+    sys.executable,
+    str(killing.ROOT / "train.py"),
+    "--dataset",
+    "digits",
+    "--epochs",
+    "3",
+    "--quiet",
+    "--no-report",
+]
 
 
 def summary(folder: Path) -> dict[str, object] | None:

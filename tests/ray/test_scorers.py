@@ -421,7 +421,7 @@ def test_a_dry_run_starts_no_ray(capsys):
     assert not ray.is_initialized()
 
 
-OPTIONS = [f"--{name}={value}" for name, value in CONFIG.items()]
+OPTIONS = [*(f"--{name}={value}" for name, value in CONFIG.items()), "--no-report"]
 
 
 class Signals(list):
