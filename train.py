@@ -9,10 +9,11 @@
     python train.py --workers 2                             # processes on Ray that train one model
     python train.py --scorers 2                             # processes on Ray that keep priorities fresh
 
-It writes ``summary.json`` (the result), ``history.csv`` (a row an epoch) and ``config.yaml`` (all
-options, for ``--config``) into the output folder; with ``--evaluate-every``, ``curve.csv`` as well. A
-comparison writes ``comparison.csv`` (a row a run), ``curves.csv``, ``comparison.json``,
-``comparison.png`` and ``config.yaml``.
+It writes ``report.html`` (a page for people), ``summary.json`` (the result), ``history.csv`` (a row an epoch) and
+``config.yaml`` (all options, for ``--config``) into the output folder; ``samples.npz``, ``suspects.csv`` and
+``losses.csv`` have what is known of each sample; with ``--evaluate-every`` there is ``curve.csv`` as well. A comparison
+writes ``report.html``, ``comparison.csv`` (a row a run), ``curves.csv``, ``comparison.json``, ``comparison.png`` and
+``config.yaml``.
 
 From Python::
 

@@ -11,6 +11,7 @@
 """
 
 from pipeline.dataset import importance_dataset, importance_sampling
+from pipeline.dynamics import TrainingDynamics
 from pipeline.feedback import LossFeedback
 from pipeline.loops import feed_back
 from pipeline.losses import SparseCategoricalFocalCrossentropy, per_sample_loss, weighted_mean
@@ -24,6 +25,7 @@ __all__ = [
     "Presampler",
     "RefreshStalest",
     "SparseCategoricalFocalCrossentropy",
+    "TrainingDynamics",
     "Workers",
     "feed_back",
     "importance_dataset",

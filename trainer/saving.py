@@ -99,12 +99,14 @@ def going_on(config: Config) -> str:
 
 def write_report(folder: Path) -> str | None:
     """Write the page for people from what is in the folder of a finished run; what to say where it cannot be."""
-    try:
-        from pipeline.report import report
+    from pipeline.report import NoReport, report
 
+    try:
         report(folder)
     except ImportError as error:
         return f", without report.html ({error}; the extra report has it)"
+    except (NoReport, OSError) as error:
+        return f", without report.html ({error})"
     return None
 
 

@@ -213,6 +213,22 @@ def test_none_is_written_where_it_is_not_wanted(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "history.csv", "snapshots", "summary.json"}
 
 
+@pytest.mark.parametrize("error", [ImportError("No module named 'jinja2'"), OSError(28, "No space left on device")])
+def test_a_result_without_a_page_is_a_result(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(folder: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.report.report", failing)
+    options = ["--dataset", "digits-longtail", "--epochs", "1", "--model", "linear"]
+    assert train.main(["--output", str(tmp_path), *options]) == 0
+    told = capsys.readouterr().out
+    assert f"written to {tmp_path}, without report.html ({error}" in told
+    assert ("the extra report has it" in told) == isinstance(error, ImportError)
+    assert (tmp_path / "summary.json").exists()
+
+
 # --- what is no run -------------------------------------------------------------------------------
 
 
