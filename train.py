@@ -158,6 +158,11 @@ def _announce(plan: Plan) -> None:
         print(f"{config.folder} holds a finished run, whose place this one takes", flush=True)
 
 
+def can_be_told(plan: Plan) -> bool:
+    """Whether one process knows the index and the loss of every sample."""
+    return plan.config.sampling != "presampled" and plan.workers is None
+
+
 def dynamics_of(plan: Plan) -> TrainingDynamics | None:
     """What will know what each sample's loss does; None where there is no report of that.
 
@@ -166,8 +171,8 @@ def dynamics_of(plan: Plan) -> TrainingDynamics | None:
     from pipeline.dynamics import TrainingDynamics
 
     config = plan.config
-    told = config.report and config.sampling != "presampled" and plan.workers is None
-    return TrainingDynamics(len(plan.data)) if told else None
+    wanted = config.report or config.tensorboard
+    return TrainingDynamics(len(plan.data)) if wanted and can_be_told(plan) else None
 
 
 def _train(plan: Plan, dynamics: TrainingDynamics | None) -> tuple[Plan, Outcome]:
@@ -189,6 +194,8 @@ def _train(plan: Plan, dynamics: TrainingDynamics | None) -> tuple[Plan, Outcome
             saving = saving_of(config, plan.data, lambda: bool(signals))
             if workers is None or workers.rank == 0:
                 callbacks.append(beginning(config))
+            if config.tensorboard and dynamics is not None:
+                callbacks.append(board(plan, dynamics))
             try:
                 outcome = plan.train(callbacks, saving, dynamics)
             except Stopped:
@@ -298,6 +305,19 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
             on_train_begin=lambda logs: bar.update(task, completed=int(plan.model.optimizer.iterations)),
             on_train_batch_end=lambda batch, logs: bar.advance(task),
         )
+
+
+def board(plan: Plan, dynamics: TrainingDynamics) -> keras.callbacks.Callback:
+    """What writes event files; ``OptionError`` without TensorBoard."""
+    from pipeline.report.page import image
+    from pipeline.tensorboard import SamplingBoard
+
+    x = plan.data.x
+    images = x if image(x[0]) is not None else None
+    try:
+        return SamplingBoard(plan.config.folder / "tensorboard", plan.sampler, dynamics=dynamics, images=images)
+    except ImportError as error:
+        raise OptionError(f"--tensorboard: {error}") from error
 
 
 def _line_writer(epochs: int, stopped: Callable[[], bool]) -> Callable[[int, dict[str, Any]], None]:

@@ -119,6 +119,9 @@ class Config:
     report: bool = True
     """Whether a page for people, report.html, is written at the end, and what is known of each sample, samples.npz; it
     needs the extra report."""
+    tensorboard: bool = False
+    """Whether event files for TensorBoard are written into the folder tensorboard of the output, after every epoch; it
+    needs the extra tensorboard."""
     workers: int = 1
     """Processes that train one model together, on Ray: each on a part of the samples, with --batch-size of its own."""
     scorers: int = 0
@@ -149,7 +152,15 @@ class Config:
         return self.output or Path("runs") / f"{plain}-{which}"
 
 
-NOT_SAVED = ("config", "print_config", "dry_run", "quiet", "report", "resume")  # what to do, not what to train
+NOT_SAVED = (
+    "config",
+    "print_config",
+    "dry_run",
+    "quiet",
+    "report",
+    "resume",
+    "tensorboard",
+)  # what to do, not what to train
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name not in NOT_SAVED)
 UNITS = {"epochs": "epochs", "epoch": "epochs", "steps": "steps", "step": "steps", "s": "seconds"}
 
