@@ -92,7 +92,7 @@ def test_importance_sampling_in_a_custom_loop(capsys):
 
 
 @pytest.mark.parametrize("name", ["tfrecord_images", "hugging_face", "tfds_source"])
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 def test_other_sources_of_images_train(name, capsys):
     assert main_of(name)(epochs=2) > 0.6  # a tenth by chance
     assert "test accuracy after 2 epochs" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-STEPS = 150
+STEPS = 100
 
 
 def options(folder: Path) -> list[str]:

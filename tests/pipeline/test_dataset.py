@@ -366,7 +366,7 @@ def test_breaking_off_again_and_again(lag: int | None) -> None:
     """With a lag and no feedback, the producer is blocked each time."""
     train = dataset_of(known(feedback_lag=lag), 1)
     before = 0
-    for repeat in range(30):
+    for repeat in range(20):
         for count, _ in enumerate(train, start=1):
             if count == 3:
                 break

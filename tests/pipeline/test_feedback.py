@@ -41,7 +41,7 @@ from .cases import (
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 def test_losses_come_back(name: str, recording: type[Any]) -> None:
     case, sampler = CASES[name], recording(N, losses=KNOWN, seed=0)
     model = case.compiled()
@@ -132,7 +132,7 @@ def loss_and_accuracy_with_masks(beta: float, steps: int) -> tuple[dict[str, flo
     return {name: history[name][0] for name in whole}, whole
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.5])
+@pytest.mark.parametrize("beta", [pytest.param(1.0, marks=pytest.mark.soak), 0.5])
 def test_masks_do_not_bias_what_is_reported(beta: float) -> None:
     """The means of 600 ratios over 64 draws each, within 3 %: a false alarm in a million seeds.
 
@@ -278,7 +278,9 @@ def test_the_weighted_gradient_is_unbiased() -> None:
     assert worst_deviation(None) < 4.5
 
 
-@pytest.mark.parametrize(("fault", "draws"), [(weights_dropped, 200), (divided_by_their_sum, 800)])
+@pytest.mark.parametrize(
+    ("fault", "draws"), [(weights_dropped, 200), pytest.param(divided_by_their_sum, 800, marks=pytest.mark.soak)]
+)
 def test_the_same_test_rejects_a_planted_fault(fault: Any, draws: int) -> None:
     """Without weights a quarter of the draws is plenty: it is off by more than 20 standard errors."""
     assert worst_deviation(fault, draws) > 6.0

@@ -74,7 +74,12 @@ def deviation(values: np.ndarray, truth: float) -> float:
 
 @pytest.mark.parametrize(
     ("beta", "weighted"),
-    [(1.0, False), pytest.param(0.4, False, marks=pytest.mark.soak), (0.4, True), (0.0, True)],
+    [
+        (1.0, False),
+        pytest.param(0.4, False, marks=pytest.mark.soak),
+        (0.4, True),
+        pytest.param(0.0, True, marks=pytest.mark.soak),
+    ],
 )
 def test_loss_and_metrics_estimate_those_of_the_data_set(beta: float, weighted: bool) -> None:
     """150 epochs' figures, their mean within 4.5 standard errors, 10 times: a false alarm in 15,000 seeds.

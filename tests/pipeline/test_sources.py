@@ -39,7 +39,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 def test_batches_are_those_of_tf_data(kind: str) -> None:
     data, dataset = KINDS[kind]()
     source, index = as_source(data), random_batches()
