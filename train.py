@@ -83,6 +83,7 @@ class TrainingError(RuntimeError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with ``arguments`` (None: the command line's) and give its exit status."""
+    open_streams()
     try:
         arguments = sys.argv[1:] if arguments is None else list(arguments)
         config = parse(arguments)
@@ -129,7 +130,7 @@ def _execute(config: Config) -> None:
     if not first:
         config = replace(config, quiet=True)  # the first one speaks for all
     if not config.dry_run:
-        check_unfinished(config)
+        check_unfinished(config, workers)
     plan = prepare(config if config.dry_run else in_steps(config), workers=workers)
     if config.dry_run or not config.quiet:
         _announce(plan)
@@ -149,13 +150,13 @@ def _execute(config: Config) -> None:
 def _announce(plan: Plan) -> None:
     """What is trained, in a line, and what of the options is worth a word."""
     config = plan.config
-    print(plan, flush=True)
+    say(str(plan))
     if unused := without_effect(config):
         print(f"{', '.join(unused)}: without effect on --sampling {config.sampling}", file=sys.stderr)
     if config.resume:
-        print(going_on(config), flush=True)
+        say(going_on(config))
     elif is_finished(config):
-        print(f"{config.folder} holds a finished run, whose place this one takes", flush=True)
+        say(f"{config.folder} holds a finished run, whose place this one takes")
 
 
 def can_be_told(plan: Plan) -> bool:
@@ -283,6 +284,30 @@ def _held_back_stderr() -> Iterator[None]:
             os.dup2(screen.fileno(), 2)
 
 
+# --- what is read by somebody, or by nobody ---
+
+
+def open_streams() -> None:
+    """Where standard input, output or error is closed, open it upon nothing: else the next file would take its number,
+    and what TensorFlow says would be written into that.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115  # as long as the program
+
+
+def say(line: str) -> None:
+    """Print a line; that nobody reads any more, or that no more can be written, stops no training."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the program
+
+
 # --- progress and results -------------------------------------------------------------------------
 
 
@@ -334,7 +359,7 @@ def _close(plan: Plan, outcome: Outcome, missing: str | None) -> None:
     """The last line: the result, where it is, and what was found out."""
     found = [] if plan.scoring is None else [plan.scoring.sentence()]
     said = " ".join(found + [said for said in [advice(plan, outcome)] if said])
-    print(f"{sentence(outcome)}; written to {plan.config.folder}{missing or ''}" + (f". {said}" if said else ""))
+    say(f"{sentence(outcome)}; written to {plan.config.folder}{missing or ''}" + (f". {said}" if said else ""))
 
 
 def sentence(outcome: Outcome) -> str:

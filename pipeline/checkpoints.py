@@ -4,8 +4,9 @@
     step = snapshots.restore()                  # of the newest whole snapshot; None where there is none
     snapshots.save(step=1200)                   # now and then
 
-They are TensorFlow's own checkpoints: ``tf.train.CheckpointManager`` writes them, keeps the last few and makes each one
-appear as a whole. Inside is a single string, what ``sampler.state_bytes`` makes of the parts' states, so a snapshot is
+They are TensorFlow's own checkpoints: ``tf.train.CheckpointManager`` writes them and makes each one appear as a whole.
+Which go as others come is decided here: it would take the name of a folder for a pattern, and ``runs/lr[01]`` for
+another's. Inside is a single string, what ``sampler.state_bytes`` makes of the parts' states, so a snapshot is
 of one step or it is none: its checksum covers every part of it. Nothing in it can be run.
 
 A *part* is anything with ``state_dict`` and ``load_state_dict``. They are loaded in their order; a part that refuses
@@ -30,12 +31,18 @@ from keras.src.random.seed_generator import global_seed_generator  # which Keras
 
 from pipeline.results import write_whole
 from sampler import checks
+from sampler.locks import Lock, LockError
 from sampler.state_bytes import NewerFormatError, State, from_bytes, sought, to_bytes
 
 FORMAT = 1
 NAME = "snapshot"
 LOCK = "lock"
 LIST = "checkpoint"  # TensorFlow's, of the snapshots
+OURS = re.compile(  # all that TensorFlow writes of snapshots and of their list, or leaves where a save is killed
+    rf"{NAME}-[0-9]{{1,18}}(_temp|\.(index|data-[0-9]{{5}}-of-[0-9]{{5}})(\.tempstate[0-9]+)?)"
+    rf"|{LIST}(\.tmp[0-9a-f]+)?|\.{LIST}-[0-9a-f]+"
+)
+GONE = 20  # snapshots that the list may name beyond those that are there
 ROOM = 1.1  # so many times its bytes a snapshot takes on the disk, and a little
 
 logger = logging.getLogger("pipeline")
@@ -162,7 +169,7 @@ class Snapshots:
         about: facts that must be the same in the run that goes on, as numbers and strings: of the data, say.
         keep: ≥ 1, how many of the last snapshots stay.
 
-    One process at a time may hold the folder: see ``held``.
+    One process at a time may hold the folder: see ``held``. Nothing in it is removed but snapshots, by their names.
     """
 
     def __init__(
@@ -178,16 +185,34 @@ class Snapshots:
         self._keep = checks.whole("keep", keep, least=1)
         self._run = _Bytes()
         self._manager: tf.train.CheckpointManager | None = None
+        self._kept: list[Path] = []  # in the order in which they were saved
+        self._lock: Lock | None = None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder: another process that tries to gets a ``SnapshotError`` with the number of this one."""
+        """Hold the folder: another process that tries to gets a ``SnapshotError`` with the number of this one.
+
+        Where somebody removes the folder meanwhile, the next ``save`` makes it and takes hold of it anew, or raises
+        that error where another was there first.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SnapshotError(f"{self.folder} cannot be a folder of snapshots: {error}; name another one") from error
-        with locked(self.folder / LOCK):
+        self._lock = Lock(self.folder / LOCK)
+        try:
+            self._hold()
             yield
+        finally:
+            self._lock.release()
+            self._lock = None
+
+    def _hold(self) -> None:
+        if self._lock is not None:
+            try:
+                self._lock.take()
+            except LockError as error:
+                raise SnapshotError(error) from error
 
     # --- writing ---
 
@@ -195,7 +220,8 @@ class Snapshots:
         """Write a snapshot of now, which is after ``step`` steps; gives the path of its files without their endings.
 
         Whoever looks sees the snapshot before or this one, never a part of it. ``OSError`` where it could not be
-        written, with the bytes it takes; the snapshots before are as they were.
+        written, with the bytes it takes; the snapshots before are as they were. ``SnapshotError`` where the folder was
+        lost to another process.
         """
         state = {
             "format": FORMAT,
@@ -207,10 +233,17 @@ class Snapshots:
         needed = int(ROOM * len(self._run.data)) + (1 << 16)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._hold()
             free = shutil.disk_usage(self.folder).free
             if free < needed:
                 raise OSError(f"{free:,} bytes are free")
-            return Path(self._open().save(checkpoint_number=step))
+            path = Path(self._open().save(checkpoint_number=step))
+            self._kept = [*(each for each in self._kept if each != path), path]
+            while len(self._kept) > self._keep:
+                _remove_snapshot(self._kept.pop(0))
+            if self._manager is not None and len(self._manager.checkpoints) > self._keep + GONE:
+                self._manager = None  # the next one does not know of those that are gone
+            return path
         except (OSError, tf.errors.OpError) as error:
             self._sweep(step)
             message = getattr(error, "message", None) or error
@@ -225,31 +258,33 @@ class Snapshots:
         """The manager, told of the snapshots that are there: its own list may be behind, or damaged."""
         if self._manager is None:
             _remove(self._left())
-            names = [path.name for path in reversed(self.paths())]
-            if names:
-                write_whole(self.folder / LIST, _listed(names))
+            self._kept = self.paths()[::-1]
+            if self._kept:
+                write_whole(self.folder / LIST, _listed([path.name for path in self._kept]))
             self._manager = tf.train.CheckpointManager(
-                tf.train.Checkpoint(run=self._run), str(self.folder), max_to_keep=self._keep, checkpoint_name=NAME
+                tf.train.Checkpoint(run=self._run), str(self.folder), max_to_keep=None, checkpoint_name=NAME
             )
         return self._manager
 
     def clear(self) -> None:
         """Remove all snapshots: of a run that another one takes the place of."""
         self._manager = None
-        _remove(self.folder.glob(f"{NAME}-*.index"))  # first, or a kill would leave snapshots without data
+        for path in self.paths():
+            _remove_snapshot(path)
         _remove(self._left())
 
     def _left(self) -> list[Path]:
         """What belongs to no snapshot: the list of them, and what saves and removals that were killed have left."""
         names = {path.name for path in self.paths()}
-        mine = [*self.folder.glob(f"{NAME}-*"), *self.folder.glob(f"{LIST}*")]
-        return [path for path in mine if path.with_suffix("").name not in names]
+        ours = [path for path in self.folder.glob("*") if OURS.fullmatch(path.name)]
+        return [path for path in ours if path.with_suffix("").name not in names]
 
     def _sweep(self, step: int) -> None:
         """Remove what a save that failed has left."""
         self._manager = None
         with contextlib.suppress(OSError):
-            _remove([*self.folder.glob(f"{NAME}-{step}.*"), *self.folder.glob(f"{NAME}-{step}_temp")])
+            _remove_snapshot(self.folder / f"{NAME}-{step}")
+            _remove([self.folder / f"{NAME}-{step}_temp"])
 
     # --- reading ---
 
@@ -338,35 +373,6 @@ class _Bytes(tf.train.experimental.PythonState):
         self.data = string_value
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file; ``SnapshotError`` with the number of the process that does, or where it can be no lock.
-    The lock ends with its process, however that ends. Without locks of the system (Windows) nothing is held.
-    """
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover
-        yield
-        return
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:  # a link, a folder, another user's
-        raise SnapshotError(f"{path} cannot be locked: {error}; remove it, or name another folder") from error
-    with open(descriptor, "r+", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read(20).strip() or "unknown"
-            raise SnapshotError(
-                f"{path.parent} is in use by another run, process {holder}; wait for it, end it, or name another folder"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
 def _remove(paths: Iterable[Path]) -> None:
     """Remove files, links and whole folders."""
     for path in paths:
@@ -374,6 +380,13 @@ def _remove(paths: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _remove_snapshot(path: Path) -> None:
+    """Remove its files, the index first: a kill in between leaves no snapshot without data."""
+    pattern = re.compile(re.escape(path.name) + r"\.(index|data-[0-9]{5}-of-[0-9]{5})")
+    files = sorted((file for file in path.parent.glob("*") if pattern.fullmatch(file.name)), reverse=True)
+    _remove(files)
 
 
 def _listed(names: list[str]) -> str:

@@ -32,7 +32,10 @@ def carry(model: keras.Model, sampler: Any) -> None:
         model: of any kind, built or not.
         sampler: anything with ``state_dict`` and ``load_state_dict``; None has the model carry nothing any more.
 
-    Loading raises ``ValueError`` for a state that is damaged or another sampler's. The model's layers stay the same.
+    Loading raises ``ValueError`` for a state that is damaged or another sampler's; the sampler is as it was then, and
+    what Keras has loaded before it, the weights, is that of the file: look at ``carried(path)`` first where that would
+    be a loss. The older ``.h5`` files of ``model.save`` hold layers alone, and no sampler. The model's layers stay the
+    same.
     """
     if sampler is None:
         vars(model).pop(NAME, None)

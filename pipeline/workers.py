@@ -27,7 +27,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from sampler import Shard
+from sampler import Shard, checks
 from sampler.base import Sampler
 
 KINDS = ("chief", "worker")  # of tasks, in the order of their ranks
@@ -103,9 +103,13 @@ def task(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
         return None
     try:
         given = json.loads(text)
-        cluster = {kind: list(given.get("cluster", {}).get(kind, [])) for kind in given.get("cluster", {})}
+        cluster = {kind: _addresses(kind, those) for kind, those in given.get("cluster", {}).items()}
         own = given.get("task", {})
-        kind, index = own.get("type", "worker"), int(own.get("index", 0))
+        kind, index = own.get("type", "worker"), own.get("index", 0)
+        index = checks.whole("the index of the task", int(index) if isinstance(index, str) else index, least=0)
+        every = [address for those in cluster.values() for address in those]
+        if len(set(every)) < len(every):
+            raise ValueError("an address is there twice")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"TF_CONFIG cannot be read: {error}; it is {text!r:.200}") from error
     if sum(map(len, cluster.values())) <= 1:
@@ -120,6 +124,12 @@ def task(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
         raise ValueError(f"TF_CONFIG says this is {kind} {index}, of which there are {len(cluster.get(kind, []))}")
     before = len(cluster.get("chief", [])) if kind == "worker" else 0
     return before + index, sum(map(len, cluster.values()))
+
+
+def _addresses(kind: str, given: Any) -> list[str]:
+    if not isinstance(given, list) or not all(isinstance(address, str) for address in given):
+        raise TypeError(f"the tasks of type {kind} must be a list of addresses, host:port each, got {given!r:.80}")
+    return given
 
 
 def check_number(wanted: int, environment: Mapping[str, str] = os.environ) -> None:

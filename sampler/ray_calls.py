@@ -62,17 +62,29 @@ class RayCalls:
         self._mades = list(mades)
         self._actors: dict[int, Any] = {}  # by shard, those called so far
 
+    @property
+    def _ray(self) -> Any:
+        """Ray, where it still runs: it would start another by itself, on all addresses, at the next call."""
+        ray = ray_module()
+        if not ray.is_initialized():
+            raise ShardLost(
+                f"Ray was shut down in this process, so the shard {self.names[0]!r} and the others of its store cannot "
+                "be reached; make the ShardedSampler again"
+            )
+        return ray
+
     def there(self) -> int:
         """The first shard that is there, or 0 where none is."""
         return next((shard for shard in range(len(self.names)) if self._named(shard) is not None), 0)
 
     def send(self, shard: int, method: str, *arguments: Any) -> Any:
         """Call a method of a shard, without waiting; what ``wait`` and ``result`` take."""
+        ray = self._ray
         if shard not in self._actors:
-            self._actors[shard] = self._found_or_made(shard)
+            self._actors[shard] = self._found_or_made(ray, shard)
         return getattr(self._actors[shard], method).remote(*arguments)
 
-    def _found_or_made(self, shard: int) -> Any:
+    def _found_or_made(self, ray: Any, shard: int) -> Any:
         name, (folder, every, restarts) = self.names[shard], self.kept
         options = {
             "name": name,
@@ -85,7 +97,7 @@ class RayCalls:
             "max_task_retries": 0,
         }
         place = None if folder is None else str(Path(folder) / name)
-        return ray_module().remote(ShardActor).options(**options).remote(self._mades[shard], place, every, restarts)
+        return ray.remote(ShardActor).options(**options).remote(self._mades[shard], place, every, restarts)
 
     def _home(self, shard: int) -> Any:
         """A node for a shard, in turn, beginning anywhere; another one where it is gone. With Ray's own "SPREAD"
@@ -99,11 +111,11 @@ class RayCalls:
 
     def wait(self, refs: Sequence[Any], seconds: float) -> bool:
         """Whether all of these answers are there, after ``seconds`` at most; an answer may be that there is none."""
-        return len(ray_module().wait(list(refs), num_returns=len(refs), timeout=seconds)[0]) == len(refs)
+        return len(self._ray.wait(list(refs), num_returns=len(refs), timeout=seconds)[0]) == len(refs)
 
     def result(self, shard: int, ref: Any) -> Any:
         """An answer that is there. ``ShardDown``, ``ShardLost``, or what the method raised."""
-        ray = ray_module()
+        ray = self._ray
         try:
             return ray.get(ref)
         except ray.exceptions.RayTaskError as error:
@@ -117,7 +129,7 @@ class RayCalls:
 
     def remove(self) -> None:
         """Kill the actors for good, and wait until their names are free; their snapshots stay."""
-        ray = ray_module()
+        ray = self._ray
         for actor in self._actors.values():
             ray.kill(actor)
         deadline = time.monotonic() + GONE
@@ -129,7 +141,7 @@ class RayCalls:
     def _named(self, shard: int) -> Any:
         """The actor of the shard's name, alive or to be started again, or None."""
         try:
-            return ray_module().get_actor(self.names[shard], namespace=self.namespace)
+            return self._ray.get_actor(self.names[shard], namespace=self.namespace)
         except ValueError:
             return None
 

@@ -20,6 +20,7 @@ from sampler.priorities import Priority
 from sampler.shard import block_of
 
 SCHEMES = ("multinomial", "systematic", "stratified")
+LONGEST_NAME = 200  # bytes; the names of files may have 255
 EVERY = 60.0  # seconds between snapshots, where none are named
 RESTARTS = 10  # of a shard, likewise
 FAR = 1 << 28  # steps that an update may name ahead of draws; a client that sleeps does not fall behind so far
@@ -171,8 +172,10 @@ def check_priority(priority: str | Priority) -> Priority:
 
 def check_name(what: str, name: Any) -> str:
     """A word that can be part of a path."""
-    if not isinstance(name, str) or not name or name != os.path.basename(name) or name.startswith("."):
+    if not isinstance(name, str) or not name.isprintable() or name != os.path.basename(name) or name[:1] in ("", "."):
         raise ValueError(f"{what} must be a word that can be the name of a folder, got {name!r}")
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise ValueError(f"{what} must have at most {LONGEST_NAME} bytes, got {name[:40]!r}... of {len(name)} letters")
     return name
 
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from train import Config, OptionError, main, parse, to_yaml
 from trainer import plan as train_plan
 from trainer import samplings as train_samplings
 
+ROOT = Path(__file__).parents[1]
 SMALL = ["--dataset", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "128", "--no-report"]
 
 
@@ -577,3 +579,34 @@ def test_a_training_that_diverges_ends_in_words(tmp_path, capsys):
     assert "diverged" in error
     assert "Traceback" not in error
     assert not (tmp_path / "out" / "summary.json").exists()
+
+
+# --- what is read by nobody -----------------------------------------------------------------------
+
+
+def test_closed_streams_are_opened_upon_nothing():
+    """Else the next file takes their number, and what TensorFlow says is written into it."""
+    script = "import os, train; train.open_streams(); print(1); train.say('2'); os.write(2, b'3'); print(os.dup(0) > 2)"
+    for closed in ("2>&-", "0<&- 1>&- 2>&-", "1>&-"):
+        command = f"exec {sys.executable} -c {shlex.quote(script + '; os._exit(7)')} {closed}"
+        assert subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True).returncode == 7
+
+
+def test_that_nobody_reads_stops_nothing():
+    script = "import train; [train.say('line') for _ in range(3)]; raise SystemExit(7)"
+    command = f"exec {sys.executable} -c {shlex.quote(script)} > /dev/full"
+    assert subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True).returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("gs://bucket/run", "--output must be a folder on a disk, got gs:/bucket/run"),
+        ("a\udcff", "is no text in UTF-8"),
+    ],
+)
+def test_an_output_that_is_no_folder(output, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main([*SMALL, "--output", output]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

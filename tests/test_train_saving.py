@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -16,8 +17,8 @@ import pytest
 
 import train
 from pipeline import scorers
-from pipeline.checkpoints import locked
-from train import Config, main
+from sampler.locks import Lock
+from train import Config, OptionError, main
 from trainer import saving as train_saving
 from trainer.scorers import scoring
 
@@ -84,14 +85,13 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(number, status, who
     assert signal.getsignal(number) is before
     assert not (tmp_path / "summary.json").exists()
     keras.utils.clear_session()
-    assert (
-        main(["--output", str(tmp_path), "--resume", "--no-report"]) == 0
-    )  # the options are in config.yaml, --quiet is not
+    # The options are in config.yaml, --quiet is not.
+    assert main(["--output", str(tmp_path), "--resume", "--no-report"]) == 0
     assert result(tmp_path) == whole
     said = capsys.readouterr().out
     assert f"goes on from the newest whole snapshot, of {tmp_path / 'snapshots' / 'snapshot-13'}\n" in said
     header = (tmp_path / "history.csv").read_text().splitlines()[0]
-    figures = "effective_fraction,max_weight,gain,gate_open,gate_gain,gate_changed"
+    figures = "effective_fraction,gain,gate_changed,gate_gain,gate_open,max_weight"
     assert header == f"epoch,step,seconds,test_loss,test_accuracy,learning_rate,loss,{figures}"
 
 
@@ -143,12 +143,35 @@ def test_a_finished_run_has_nothing_left_to_do_and_may_be_run_again(whole, tmp_p
 
 
 @pytest.mark.fault(26)
-def test_two_runs_in_one_folder(tmp_path, capsys):
-    (tmp_path / train_saving.SNAPSHOTS).mkdir()
-    with locked(tmp_path / train_saving.SNAPSHOTS / "lock"):
-        assert main([*SMALL, "--output", str(tmp_path)]) == 2
+@pytest.mark.parametrize("has_saved", [False, True])
+@pytest.mark.parametrize("options", [[], ["--resume"], ["--workers", "2"]])
+def test_two_runs_in_one_folder(options, has_saved, tmp_path, capsys):
+    if "--workers" in options:
+        pytest.importorskip("ray")
+    snapshots = tmp_path / train_saving.SNAPSHOTS
+    snapshots.mkdir()
+    if has_saved:
+        (snapshots / "snapshot-5.index").touch()
+    (tmp_path / "worker-0.log").write_text("of the first")
+    with Lock(snapshots / "lock"):
+        assert main([*SMALL, "--output", str(tmp_path), *options]) == 2
     assert f"in use by another run, process {os.getpid()}" in capsys.readouterr().err
     assert not (tmp_path / "config.yaml").exists()
+    assert (tmp_path / "worker-0.log").read_text() == "of the first"
+
+
+@pytest.mark.fault(26)
+def test_a_worker_looks_into_its_own_folder_alone(tmp_path):
+    workers = types.SimpleNamespace(rank=1, world=2)
+    first, second = (tmp_path / train_saving.SNAPSHOTS / f"worker-{rank}-of-2" for rank in (0, 1))
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    with Lock(first / "lock"):
+        train_saving.check_unfinished(Config(output=tmp_path), workers)
+        with pytest.raises(OptionError, match="in use by another run"):
+            train_saving.check_unfinished(Config(output=tmp_path))
+    with Lock(second / "lock"), pytest.raises(OptionError, match="in use by another run"):
+        train_saving.check_unfinished(Config(output=tmp_path), workers)
 
 
 @pytest.mark.fault(23)
@@ -213,6 +236,25 @@ def test_another_reference_is_refused(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "reference.npy", losses)
     assert main(["--output", str(tmp_path), "--resume", "--quiet"]) == 2
     assert "is of a run with reference_values" in capsys.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As a shell has it of what a script starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with train_saving.caught() as came:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_seconds_are_none_of_a_run_that_was_begun_by_epochs(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("dataset: digits\nepochs: 3\n")
+    assert main(["--output", str(tmp_path), "--resume", "--budget", "60s"]) == 2
+    assert f"the run in {tmp_path} is one of --epochs 3, not of --budget 60s" in capsys.readouterr().err
 
 
 def test_signals_are_left_alone_in_other_threads():
@@ -288,11 +330,11 @@ def test_a_store_of_the_users_own_stays_beside_that_of_the_scorers(own, fails, t
 
 @pytest.mark.usefixtures("of_nothing")
 def test_shards_that_a_run_that_was_killed_has_left_go_with_the_next(tmp_path):
-    for name in ("train-0123456789ab", "mine"):
+    for name in ("train-0123456789ab", "mine", "train-00000"):  # the last two are a user's
         Store(name=name, shards=1, snapshots=tmp_path / "shards" / name)
     with scoring(Config(scorers=1), 3, tmp_path):
-        assert len(files(tmp_path)) == 3
-    assert list(files(tmp_path)) == ["shards/mine/mine-0/shard-1.bin"]
+        assert len(files(tmp_path)) == 4
+    assert set(files(tmp_path)) == {f"shards/{name}/{name}-0/shard-1.bin" for name in ("mine", "train-00000")}
 
 
 @pytest.mark.usefixtures("of_nothing")

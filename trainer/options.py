@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -51,7 +52,11 @@ def parse(arguments: list[str]) -> Config:
         begun = _file_arguments(config.folder / "config.yaml")
         config = _parse(begun + values + arguments)
         if Budget.of(config).unit == "seconds":  # by now it is known how many steps these are
-            config = dataclasses.replace(config, budget=_parse(begun).budget)
+            before = _parse(begun)
+            if Budget.of(before).unit != "steps":
+                length = f"--epochs {before.epochs}" if before.budget is None else f"--budget {before.budget}"
+                raise OptionError(f"the run in {config.folder} is one of {length}, not of --budget {config.budget}")
+            config = dataclasses.replace(config, budget=before.budget)
     check(config)
     return config
 
@@ -130,6 +135,8 @@ def _other_yaml(path: Path) -> str:
 
 def check(config: Config) -> None:
     """Raise ``OptionError`` for values that are wrong whatever the data are."""
+    output = config.output
+    _require(config, "output", output is None or not re.match(r"[a-z0-9+.-]{2,}:/", str(output)), "a folder on a disk")
     _require(config, "epochs", config.epochs >= 1, "at least 1")
     _require(config, "batch_size", config.batch_size >= 1, "at least 1")
     _require(config, "learning_rate", 0 < config.learning_rate < math.inf, "above 0 and finite")

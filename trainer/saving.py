@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.data import Data
     from pipeline.saving import Saving
+    from pipeline.workers import Workers
 
 SNAPSHOTS = "snapshots"  # in the output folder
 NOT_ABOUT = ("output", "save_every", "compare", "seeds", "workers")  # options in which a run that goes on may differ
@@ -44,21 +45,35 @@ class Interrupted(Exception):
 def check_folder(folder: Path) -> None:
     """Make the folder and see that it can be written, before hours are spent; ``OptionError`` where it cannot."""
     try:
+        str(folder).encode()
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+    except UnicodeEncodeError as error:
+        raise OptionError(f"--output {str(folder)!a} is no UTF-8; choose another folder") from error
     except OSError as error:
         raise OptionError(f"--output {folder} cannot be written: {error}; choose another folder") from error
 
 
-def check_unfinished(config: Config) -> None:
-    """``OptionError`` where a run would take the place of one that is not finished."""
-    from pipeline.going_on import layouts
+def check_unfinished(config: Config, workers: Workers | None = None) -> None:
+    """``OptionError`` where a run would take the place of one that is not finished, or that is running.
 
-    folder = config.folder / SNAPSHOTS
-    if not config.resume and not is_finished(config) and layouts(folder):
+    One of several ``workers`` looks into its own folder alone for the latter, since the others may have begun.
+    """
+    from sampler.locks import LockError, check_free
+
+    root = config.folder / SNAPSHOTS
+    folders = [root, *root.glob("worker-*-of-*")]
+    own = folders if workers is None else [root / f"worker-{workers.rank}-of-{workers.world}"]
+    try:
+        for folder in own:
+            check_free(folder / "lock")
+    except LockError as error:
+        raise OptionError(error) from error
+    begun = any(path for folder in folders for path in folder.glob("snapshot-*.index"))
+    if begun and not config.resume and not is_finished(config):
         raise OptionError(
             f"{config.folder} holds the snapshots of a run that was not finished; go on with --resume, choose another "
-            f"--output, or remove {folder}"
+            f"--output, or remove {root}"
         )
 
 
@@ -126,7 +141,7 @@ def beginning(config: Config) -> keras.callbacks.Callback:
 @contextlib.contextmanager
 def caught() -> Iterator[list[int]]:
     """SIGINT and SIGTERM, to be heeded when the step is done, as they come; a second one ends the program at once, with
-    the exit status of its own.
+    the exit status of its own. One that is ignored, as a shell has it of what it starts in the background, stays so.
 
     Python lets the main thread alone ask for signals; in another one none come.
     """
@@ -140,7 +155,8 @@ def caught() -> Iterator[list[int]]:
             raise KeyboardInterrupt(number)
         came.append(number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield came
     finally:

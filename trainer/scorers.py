@@ -153,7 +153,7 @@ def scoring(config: Config, num_samples: int, folder: Path | None) -> Iterator[S
         yield one
         one.measure()
     if snapshots is not None:  # what runs before it that were killed have left; a store of the user's stays
-        for left in snapshots.parent.glob("train-*"):
+        for left in snapshots.parent.glob("train-" + 12 * "[0-9a-f]"):
             shutil.rmtree(left, ignore_errors=True)
         with contextlib.suppress(OSError):
             snapshots.parent.rmdir()

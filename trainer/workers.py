@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import PROGRAM, Config, OptionError
-from trainer.saving import caught, check_folder
+from trainer.saving import caught, check_folder, check_unfinished
 
 RESTARTS = 3
 LOOK = 0.2  # seconds between two looks at the workers
@@ -58,7 +58,7 @@ class Process:
         Raises ``OSError`` where ``log``, which is there already, or ``folder``, or the program cannot be reached here.
         """
         # Not made where it is not: that would be in a folder of this node's own.
-        with open(os.open(log, os.O_WRONLY | os.O_APPEND), "ab") as file:
+        with open(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "ab") as file:
             self._process = subprocess.Popen(
                 command,
                 cwd=folder,
@@ -145,11 +145,20 @@ def launch(config: Config, arguments: Sequence[str]) -> int:
     loopback = _joined(config)
     with caught() as signals:
         check_folder(config.folder)
+        check_unfinished(config)
         logs = [config.folder / f"worker-{rank}.log" for rank in range(config.workers)]
         for log in logs:
-            log.write_bytes(b"")
+            _emptied(log)
         with _shown(logs[0], config.quiet) as show:
             return _trained(config.workers, loopback, arguments, logs, signals, show)
+
+
+def _emptied(log: Path) -> None:
+    """Make a file with nothing in it; ``OptionError`` where it cannot be, and for a link, which is not followed."""
+    try:
+        os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666))
+    except OSError as error:
+        raise OptionError(f"the log {log} cannot be written: {error}; remove it, or choose another --output") from error
 
 
 def _joined(config: Config) -> bool:

@@ -17,7 +17,8 @@ import pytest
 import tensorflow as tf
 
 from pipeline import checkpoints
-from pipeline.checkpoints import Seeds, SnapshotError, Snapshots, Variables, locked
+from pipeline.checkpoints import Seeds, SnapshotError, Snapshots, Variables
+from sampler.locks import Lock, LockError
 from sampler.state_bytes import from_bytes, to_bytes
 
 
@@ -236,15 +237,15 @@ def test_two_runs_in_one_folder(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(SnapshotError, match=f"by another run, process {other.pid}"), locked(tmp_path / "lock"):
+        with pytest.raises(LockError, match=f"by another run, process {other.pid}"), Lock(tmp_path / "lock"):
             pass
         other.kill()
         other.wait()
     with Snapshots(tmp_path, {"counter": Counter()}).held():
         assert (tmp_path / "lock").read_text() == str(os.getpid())
-        with pytest.raises(SnapshotError, match=f"process {os.getpid()}"), locked(tmp_path / "lock"):
+        with pytest.raises(LockError, match=f"process {os.getpid()}"), Lock(tmp_path / "lock"):
             pass
-    with locked(tmp_path / "lock"):
+    with Lock(tmp_path / "lock"):
         pass
 
 
@@ -363,7 +364,7 @@ def test_what_is_no_file_is_no_snapshot(tmp_path):
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "lock").symlink_to(tmp_path / "mine")
-    with pytest.raises(SnapshotError, match=r"cannot be locked: .*symbolic link"), locked(tmp_path / "lock"):
+    with pytest.raises(LockError, match=r"cannot be locked: .*symbolic link"), Lock(tmp_path / "lock"):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
 
@@ -374,16 +375,68 @@ def test_what_else_can_lie_where_a_run_writes(tmp_path):
     with pytest.raises(SnapshotError, match=r"cannot be a folder of snapshots: .*exists"), held:
         pass
     (tmp_path / "lock").mkdir()
-    with pytest.raises(SnapshotError, match=r"cannot be locked: .*directory"), locked(tmp_path / "lock"):
+    with pytest.raises(LockError, match=r"cannot be locked: .*directory"), Lock(tmp_path / "lock"):
         pass
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "kept").write_text("mine")
-    for left in ("snapshot-3", "snapshot-4_temp"):  # a link to a folder is removed, not what it names
+    for left in ("checkpoint", "snapshot-4_temp"):  # a link to a folder is removed, not what it names
         (tmp_path / left).symlink_to(tmp_path / "mine")
     snapshots = filled(tmp_path, steps=1)
     snapshots.clear()
     assert files(tmp_path) == ["file", "lock", "mine"]
     assert files(tmp_path / "mine") == ["kept"]
+
+
+@pytest.mark.fault(25)
+@pytest.mark.parametrize("name", ["lr[01]", "a*b", "q?", "{a}", "back\\slash", "sp ace ü"])
+def test_a_folder_is_no_pattern(name, tmp_path):
+    """TensorFlow takes it for one where it removes: its own snapshots would all stay, and others' would go."""
+    neighbours = [tmp_path / other for other in ("lr1", "axb", "qx", "a")]
+    for neighbour in neighbours:
+        filled(neighbour)
+    filled(tmp_path / name, steps=6)
+    for folder, steps in ((tmp_path / name, (4, 5, 6)), *((each, (2, 3, 4)) for each in neighbours)):
+        assert [path.name for path in Snapshots(folder, {}).paths()] == [f"snapshot-{step}" for step in steps[::-1]]
+        assert restored(folder) == (steps[-1], steps[-1])
+
+
+def test_what_others_have_in_the_folder_stays(tmp_path):
+    others = ["snapshot-notes.txt", "snapshot-best.index", "checkpoint_best.weights.h5", "snapshot-3"]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    for name in ("checkpoints", "checkpoint-1000", "snapshot-old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.keras").write_text("mine")
+    before = {path: path.is_dir() or path.read_text() for path in tmp_path.rglob("*")}
+    snapshots = filled(tmp_path, steps=5)
+    snapshots.clear()
+    assert {path: path.is_dir() or path.read_text() for path in tmp_path.rglob("*")} == before
+
+
+def test_the_list_does_not_grow_with_the_steps(tmp_path):
+    filled(tmp_path, steps=100, keep=2)
+    assert len((tmp_path / "checkpoint").read_text()) < 4_000
+    assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "snapshot-100")
+
+
+@pytest.mark.fault(26)
+def test_a_folder_that_is_removed_is_taken_hold_of_again(tmp_path):
+    folder, part = tmp_path / "run", Counter()
+    first, second = (Snapshots(folder, {"counter": part}) for _ in range(2))
+    with first.held():
+        first.save(1)
+        shutil.rmtree(folder)
+        first.save(2)
+        with pytest.raises(SnapshotError, match=f"in use by another run, process {os.getpid()}"), second.held():
+            pass
+        shutil.rmtree(folder)
+        with second.held():  # is there first
+            second.save(1)
+            with pytest.raises(SnapshotError, match=f"in use by another run, process {os.getpid()}"):
+                first.save(3)
+            assert [path.name for path in second.paths()] == ["snapshot-1"]
+    with second.held():
+        pass
 
 
 @pytest.mark.fault(22)

@@ -55,6 +55,11 @@ def test_the_place_of_a_worker_is_read(environment: dict[str, str], place: tuple
     [
         ({"TF_CONFIG": "worker"}, "cannot be read"),
         ({"TF_CONFIG": "[1]"}, "cannot be read"),
+        (of({"worker": "a:1"}), "must be a list of addresses, host:port each, got 'a:1'"),
+        (of({"worker": [None, 7]}), "must be a list of addresses"),
+        (of({"worker": ["a:1", "a:1"]}), "an address is there twice"),
+        (of({"worker": ["a:1", "b:1"]}, index=1.7), "index of the task must be an integer, got 1.7"),
+        (of({"worker": ["a:1", "b:1"]}, index=True), "index of the task must be an integer"),
         (of({"worker": ["a:1", "b:1"]}, index=None), "cannot be read"),
         (of({"worker": ["a:1"], "ps": ["b:1"]}), "ps"),
         (of({"worker": ["a:1", "b:1"]}, "evaluator"), "evaluator"),

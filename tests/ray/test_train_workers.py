@@ -252,6 +252,19 @@ def test_a_cluster_that_is_about_to_listen_is_waited_for(monkeypatch: pytest.Mon
         ray_cluster.reach(f"127.0.0.1:{head.getsockname()[1]}")
 
 
+def test_a_log_that_is_a_link_is_not_written_through(
+    here: Here, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "worker-0.log").symlink_to(tmp_path / "mine")
+    assert main(["--workers", "2", "--output", str(tmp_path / "run")]) == 2
+    assert "worker-0.log cannot be written: " in capsys.readouterr().err
+    with pytest.raises(OSError, match="symbolic links"):
+        Process().start([], str(tmp_path), {}, str(tmp_path / "run" / "worker-0.log"))
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_an_output_folder_that_a_node_does_not_reach(here: Here, tmp_path: Path) -> None:
     """The folder may be there by its name, and be another one."""
     logs = [tmp_path / "worker-0.log", tmp_path / "worker-1.log"]

@@ -594,6 +594,8 @@ def test_a_state_that_is_anothers_changes_nothing(change, message):
         ({"timeout": 0.0}, "timeout must be above 0 seconds"),
         ({"snapshot_every": 0}, "snapshot_every must be above 0 seconds"),
         ({"name": "../x"}, "name must be a word that can be the name of a folder"),
+        ({"name": "a\0b"}, "name must be a word that can be the name of a folder"),
+        ({"name": 201 * "a"}, "name must have at most 200 bytes"),
         ({"namespace": ""}, "namespace must be a word"),
         ({"max_restarts": -1}, "max_restarts must be at least 0"),
         ({"beta": 2.0}, r"beta must be in \[0, 1\]"),
