@@ -5,6 +5,7 @@
 # make mutate  put small faults into the sampler and count those its tests see: an hour
 # make fuzz    try ten million states on what reads them: hours
 # make check   lint, format and types
+# make docs    build the pages under docs/_build, where a warning is an error
 # make bench   measure the sampler's throughput
 # make bench-pipeline   measure the input pipelines
 # make bench-step   measure what the feedback and the loss of each sample cost a training step
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 MUTATION := cosmic-ray==8.7.0 parso==0.8.7 stevedore==5.10.0 attrs==26.1.0
 INSTALLED := $(VENV)/installed
 
-.PHONY: train test soak coverage mutate fuzz check format bench bench-pipeline bench-step bench-learning bench-scale peers clean
+.PHONY: train test soak coverage mutate fuzz check docs format bench bench-pipeline bench-step bench-learning bench-scale peers clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --dataset digits --compare uniform,importance --seeds 3 --epochs 20 $(ARGS)
@@ -48,6 +49,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build $(ARGS)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

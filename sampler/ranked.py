@@ -57,14 +57,14 @@ class RankedStore:
 
     Sensible up to N of about 1e6: Python objects, about 140 bytes a sample. Measured on one core:
 
-    =============================  =======  =======  =======
-    N                                  1e4      1e5      1e6
-    =============================  =======  =======  =======
-    a draw, µs of a batch of 32        135      170      220
-    a draw, µs more for each more     0.55      1.2      2.0
-    an update, µs a sample               3      6-10       13
-    ``fill``, seconds                 .003      .04       .4
-    =============================  =======  =======  =======
+    ==============================  =======  =======  =======
+    N                                   1e4      1e5      1e6
+    ==============================  =======  =======  =======
+    a draw, µs of a batch of 32         135      170      220
+    a draw, µs more for each more      0.55      1.2      2.0
+    an update, µs a sample                3     6-10       13
+    ``fill``, seconds                  .003      .04       .4
+    ==============================  =======  =======  =======
 
     Not safe for threads by itself; the samplers lock.
     """
