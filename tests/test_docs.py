@@ -1,4 +1,4 @@
-"""The pages under ``docs``: they build without a warning (``make docs``), and what they tell to write and to run works."""
+"""The pages under ``docs``: they build without a warning (``make docs``), and what they tell to write and run works."""
 
 from __future__ import annotations
 
