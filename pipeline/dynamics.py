@@ -5,7 +5,7 @@
     dynamics.mean, dynamics.deviation           # (N,) float64 each: the two axes of a data map
 
 In a loop of one's own ``dynamics.add(sampling["index"], losses)`` after each step. It keeps 28 bytes a sample, and
-costs some microseconds a step.
+took 25 µs of a step of 32 samples, 80 of one of 256, on a machine that did other things as well.
 
 Samples of high mean are hard, those whose loss varies ambiguous, and the others easy (Swayamdipta et al., 2020,
 *Dataset Cartography*, where the probability of the true label stands in the loss's place). Among the hard ones are
