@@ -40,6 +40,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.comparison import execute_comparison
@@ -160,20 +161,16 @@ def _announce(plan: Plan) -> None:
 
 
 def can_be_told(plan: Plan) -> bool:
-    """Whether one process knows the index and the loss of every sample."""
-    return plan.config.sampling != "presampled" and plan.workers is None
+    """Whether losses come back with an index: those of a stream have none."""
+    return plan.config.sampling != "presampled"
 
 
 def dynamics_of(plan: Plan) -> TrainingDynamics | None:
-    """What will know what each sample's loss does; None where there is no report of that.
-
-    The samples of a stream have no index, and of several workers none knows all.
-    """
+    """What will know what the loss of each sample does that this process draws; None where nobody asks."""
     from pipeline.dynamics import TrainingDynamics
 
-    config = plan.config
-    wanted = config.report or config.tensorboard
-    return TrainingDynamics(len(plan.data)) if wanted and can_be_told(plan) else None
+    wanted = plan.config.report or plan.config.tensorboard
+    return TrainingDynamics(len(plan.data), plan.block) if wanted and can_be_told(plan) else None
 
 
 def _train(plan: Plan, dynamics: TrainingDynamics | None) -> tuple[Plan, Outcome]:
@@ -182,6 +179,7 @@ def _train(plan: Plan, dynamics: TrainingDynamics | None) -> tuple[Plan, Outcome
     Raises ``Interrupted``, ``OptionError`` for snapshots that are another run's, and ``TrainingError``.
     """
     from pipeline.checkpoints import SnapshotError
+    from pipeline.samples import columns_of, write_arrays
     from pipeline.saving import Stopped
     from sampler import DivergedError
     from sampler.ray_calls import ShardLost
@@ -202,6 +200,8 @@ def _train(plan: Plan, dynamics: TrainingDynamics | None) -> tuple[Plan, Outcome
             except Stopped:
                 _all_are_here(workers)
                 raise
+            if workers is not None and dynamics is not None and outcome.ages is not None:
+                write_arrays(_part(config, workers.rank, workers.world), columns_of(dynamics, outcome.ages))
             _all_are_here(workers)
         except Stopped as stop:
             number = signals[0] if signals else signal.SIGTERM  # another worker was told
@@ -435,12 +435,32 @@ def write_results(plan: Plan, outcome: Outcome, dynamics: TrainingDynamics | Non
         (folder / "curve.csv").unlink(missing_ok=True)  # of an earlier run
     for name in OF_SAMPLES:
         (folder / name).unlink(missing_ok=True)
-    if dynamics is not None and outcome.each is not None and outcome.ages is not None:
-        from pipeline.samples import Samples
-
-        write_whole(folder / "losses.csv", to_csv(dynamics.looks))
-        Samples.of(plan.data, outcome.each, dynamics, outcome.ages).write(folder / "samples.npz")
+    if dynamics is not None:
+        _write_samples(plan, outcome, dynamics)
     write_whole(folder / "summary.json", to_json(summary(plan, outcome)))
+
+
+def _write_samples(plan: Plan, outcome: Outcome, dynamics: TrainingDynamics) -> None:
+    """What is known of each sample; of several workers the first puts together what each has written of its own."""
+    from pipeline.results import to_csv, write_whole
+    from pipeline.samples import Samples, columns_of, joined
+
+    folder, workers = plan.config.folder, plan.workers
+    assert outcome.each is not None
+    assert outcome.ages is not None
+    if workers is None:
+        columns = columns_of(dynamics, outcome.ages)
+        write_whole(folder / "losses.csv", to_csv(dynamics.looks))
+    else:  # how the losses lay in between each knows of its own samples alone
+        parts = [_part(plan.config, rank, workers.world) for rank in range(workers.world)]
+        columns = joined(parts)
+        for part in parts:
+            part.unlink(missing_ok=True)
+    Samples.of(plan.data, outcome.each, columns).write(folder / "samples.npz")
+
+
+def _part(config: Config, rank: int, world: int) -> Path:
+    return config.folder / f"samples-{rank}-of-{world}.npz"
 
 
 if __name__ == "__main__":

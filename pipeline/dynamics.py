@@ -30,10 +30,20 @@ Float64s = npt.NDArray[np.float64]
 
 
 class TrainingDynamics:
-    """Running moments of the losses of N samples, merged as Chan et al. (1979) do it: no sum of squares cancels."""
+    """Running moments of the losses of N samples, merged as Chan et al. (1979) do it: no sum of squares cancels.
 
-    def __init__(self, num_samples: int) -> None:
-        size = checks.whole("num_samples", num_samples, least=1)
+    Args:
+        num_samples: N ≥ 1.
+        block: of them those that this process draws, a range of indices; None: all. What is kept of each sample is kept
+            of these alone, in their order, and ``len()`` is their number.
+    """
+
+    def __init__(self, num_samples: int, block: range | None = None) -> None:
+        self._all = checks.whole("num_samples", num_samples, least=1)
+        self.block = range(self._all) if block is None else block
+        if not 0 <= self.block.start < self.block.stop <= self._all or self.block.step != 1:
+            raise ValueError(f"block must be a range of some of the {self._all} samples, got {block}")
+        size = len(self.block)
         self._columns: dict[str, Array] = {
             "drawn": np.zeros(size, np.int32),
             "count": np.zeros(size, np.int32),  # of finite losses
@@ -47,19 +57,21 @@ class TrainingDynamics:
         self._looks: list[dict[str, float]] = []
 
     def __len__(self) -> int:
-        return self._columns["drawn"].size
+        return len(self.block)
 
     def add(self, index: npt.ArrayLike, losses: npt.ArrayLike, weight: npt.ArrayLike | None = None) -> None:
         """Count one step.
 
         Args:
-            index: (B,) integers in [0, N), one that was drawn twice twice.
+            index: (B,) integers in [0, N), of the block, one that was drawn twice twice.
             losses: (B,) without weights; of those that are not finite only the draw counts.
             weight: (B,) 1/(N p), 1 where None.
 
         ``IndexError``, ``TypeError`` or ``ValueError`` where these do not fit; nothing is changed then.
         """
-        places = checks.indices(index, len(self))
+        places = checks.indices(index, self._all) - self.block.start
+        if places.size and not 0 <= places.min() <= places.max() < len(self):
+            raise IndexError(f"index must be of the block {self.block.start}..{self.block.stop - 1}")
         values = checks.per_sample("losses", losses, places.size)
         weights = np.ones(places.size) if weight is None else checks.per_sample("weight", weight, places.size)
         self._waiting.append((places, values, weights))

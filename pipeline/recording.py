@@ -96,7 +96,7 @@ class Recorder(keras.callbacks.Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave. Dynamics that are of no worker's block of now begin anew."""
+        """Take back what ``state_dict`` gave. Of another number of workers, dynamics begin anew: they are by block."""
         most = checks.whole("most", state.get("most", self._most), least=1)
         self.steps = checks.whole("steps", state["steps"], least=0, most=most)
         if most != self._most:  # of another number of workers: as far as it was, of what it is now

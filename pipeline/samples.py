@@ -1,6 +1,6 @@
 """What a training came to know of each of its samples, as one file of plain arrays.
 
-    samples = Samples.of(data, outcome.each, dynamics, sampler.ages())
+    samples = Samples.of(data, outcome.each, columns_of(dynamics, sampler.ages()))
     samples.write(Path("runs/mine/samples.npz"))
     Samples.read(Path("runs/mine/samples.npz")).mean
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from pipeline.evaluation import Each
 
 SHOWN = 48  # samples by each order whose inputs are kept, to be looked at
+KNOWN = ("drawn", "mean", "deviation", "weight", "weight_squares", "age")  # of each by the process that draws it alone
 Array = npt.NDArray[Any]
+Columns = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -64,46 +67,63 @@ class Samples:
         return len(self.y)
 
     @classmethod
-    def of(cls, data: Data, each: Each, dynamics: TrainingDynamics, age: Array) -> Samples:
-        """What is known at the end of a training on ``data``."""
-        mean = dynamics.mean.astype(np.float32)
-        shown = np.union1d(hardest(each.losses)[:SHOWN], hardest(mean)[:SHOWN])
-        return cls(
-            y=data.y,
-            loss=each.losses,
-            prediction=each.predictions,
-            drawn=dynamics.drawn,
-            mean=mean,
-            deviation=dynamics.deviation.astype(np.float32),
-            weight=dynamics.weight.astype(np.float32),
-            weight_squares=dynamics.weight_squares.astype(np.float32),
-            age=age,
-            shown=shown,
-            shown_x=data.x[shown],
-            num_classes=data.num_classes or 0,
-        )
+    def of(cls, data: Data, each: Each, columns: Columns) -> Samples:
+        """What is known at the end of a training on ``data``, with the ``columns`` of all its samples."""
+        shown = np.union1d(hardest(each.losses)[:SHOWN], hardest(columns["mean"])[:SHOWN])
+        of_model: dict[str, Any] = {"y": data.y, "loss": each.losses, "prediction": each.predictions}
+        kept: dict[str, Any] = {"shown": shown, "shown_x": data.x[shown], "num_classes": data.num_classes or 0}
+        return cls(**of_model, **kept, **dict[str, Any](columns))
 
     def write(self, path: Path) -> None:
         """Write it as a NumPy ``.npz`` file, whole or not at all; ``OSError`` where that fails."""
-        buffer = io.BytesIO()
-        columns: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-        np.savez_compressed(buffer, **columns)
-        files.write_whole(path, buffer.getvalue())
+        write_arrays(path, {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)})
 
     @classmethod
     def read(cls, path: Path) -> Samples:
         """Read what ``write`` has written; ``ValueError`` for another file, ``OSError`` where there is none."""
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                found = {field.name: arrays[field.name] for field in fields(cls)}
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} holds no samples of a training: {error}") from error
-        samples = cls(**{**found, "num_classes": int(found["num_classes"])})
+        found = read_arrays(path, [field.name for field in fields(cls)])
+        arrays: dict[str, Any] = {**found, "num_classes": int(found["num_classes"])}
+        samples = cls(**arrays)
         columns = {field.name for field in fields(cls)} - {"shown", "shown_x", "num_classes"}
         sizes = {name: len(getattr(samples, name)) for name in columns}
         if len(set(sizes.values())) > 1 or len(samples.shown) != len(samples.shown_x):
             raise ValueError(f"{path} holds no samples of a training: its columns are of different lengths, {sizes}")
         return samples
+
+
+def columns_of(dynamics: TrainingDynamics, age: Array) -> Columns:
+    """Of the n samples of a process what only it knows, (n,) each; ``age`` is that of these samples."""
+    return {
+        "drawn": dynamics.drawn,
+        "mean": dynamics.mean.astype(np.float32),
+        "deviation": dynamics.deviation.astype(np.float32),
+        "weight": dynamics.weight.astype(np.float32),
+        "weight_squares": dynamics.weight_squares.astype(np.float32),
+        "age": age.astype(np.int64),
+    }
+
+
+def joined(paths: Sequence[Path]) -> Columns:
+    """The columns that several workers have written with ``write_arrays``, in the order of their blocks."""
+    parts = [read_arrays(path, KNOWN) for path in paths]
+    return {name: np.concatenate([part[name] for part in parts]) for name in KNOWN}
+
+
+def write_arrays(path: Path, arrays: Columns) -> None:
+    """Write a NumPy ``.npz`` file, whole or not at all; ``OSError`` where that fails."""
+    buffer = io.BytesIO()
+    named: dict[str, Any] = dict(arrays)
+    np.savez_compressed(buffer, **named)
+    files.write_whole(path, buffer.getvalue())
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> Columns:
+    """These arrays of a file; ``ValueError`` where it has them not, ``OSError`` where there is none. No pickle."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no samples of a training: {error}") from error
 
 
 def hardest(losses: Array) -> npt.NDArray[np.int64]:

@@ -178,6 +178,7 @@ def check_for_several(config: Config) -> None:
         ("compare", config.compare is not None, "compare in one process"),
         ("budget", Budget.of(config).unit == "seconds", "give it in epochs or steps"),
         ("sampling", config.sampling == "presampled", "take another one"),
+        ("tensorboard", config.tensorboard, "leave it out; there is the report"),
     ):
         if given:
             value = getattr(config, name)

@@ -58,6 +58,11 @@ class Plan:
         """Drawn in an epoch: N, or by each of several workers so many as the largest block has."""
         return -(-len(self.data) // (1 if self.workers is None else self.workers.world))
 
+    @property
+    def block(self) -> range:
+        """The samples that this process draws: all, or of several workers its part."""
+        return getattr(self.sampler, "block", range(len(self.data)))
+
     def train(
         self,
         callbacks: Sequence[keras.callbacks.Callback] = (),

@@ -94,6 +94,19 @@ def test_a_state_that_is_none_is_refused_and_changes_nothing(change: Any, error:
     np.testing.assert_array_equal(dynamics.mean, before)
 
 
+def test_of_a_block() -> None:
+    dynamics = TrainingDynamics(N, range(4, 7))
+    dynamics.add([4, 6, 6], [1.0, 2.0, 4.0])
+    assert len(dynamics) == 3
+    assert dynamics.mean.tolist()[::2] == [1.0, 3.0]
+    for outside in (3, 7):
+        with pytest.raises(IndexError, match=r"of the block 4\.\.6"):
+            dynamics.add([outside], [1.0])
+    for block in (range(3, 3), range(-1, 2), range(0, N + 1), range(0, 4, 2)):
+        with pytest.raises(ValueError, match="block must be a range"):
+            TrainingDynamics(N, block)
+
+
 @pytest.mark.parametrize(
     ("index", "losses", "error"),
     [([N], [1.0], IndexError), ([0.0], [1.0], TypeError), ([0, 1], [1.0], ValueError), ([0], [[1.0]], ValueError)],

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.samples import Samples
 from pipeline.workers import check_number, task
 from train import main
 
@@ -188,10 +189,15 @@ def test_a_worker_is_killed_another_is_told_to_end_and_all_go_on_to_the_same_res
 ) -> None:
     """Three or four times two processes."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    told = ended(started(2, [*command, "--output", str(whole)]))
+    reporting = [option for option in command if option != "--no-report"]
+    told = ended(started(2, [*reporting, "--output", str(whole)]))
     assert [status for status, _, _ in told] == [0, 0], told[0][2][-3000:]
     assert "on each of 2 workers" in told[0][1]
     assert told[1][1] == ""  # the first one speaks for all
+    samples = Samples.read(whole / "samples.npz")  # put together of what each knows
+    assert (len(samples), samples.drawn.min() >= 1, samples.drawn.sum()) == (162, True, 2 * 8 * STEPS)
+    assert (whole / "report.html").exists()
+    assert not list(whole.glob("samples-*"))
 
     here = [*command, "--output", str(broken)]
     told = hit(started(2, here), 1, signal.SIGKILL, broken, 20)
