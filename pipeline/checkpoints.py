@@ -357,7 +357,7 @@ class Snapshots:
         for name, part in self.parts.items():
             try:
                 part.load_state_dict(state["parts"][name])
-            except (KeyError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError) as error:
                 raise SnapshotError(f"the snapshot {path} does not fit: {name}: {error}") from error
 
 

@@ -69,19 +69,28 @@ class TrainingDynamics:
 
         ``IndexError``, ``TypeError`` or ``ValueError`` where these do not fit; nothing is changed then.
         """
-        places = checks.indices(index, self._all) - self.block.start
-        if places.size and not 0 <= places.min() <= places.max() < len(self):
+        self._waiting.append(self._checked(index, losses, weight))
+        if len(self._waiting) >= TOGETHER:
+            self._count_in()
+
+    def _checked(
+        self, index: npt.ArrayLike, losses: npt.ArrayLike, weight: npt.ArrayLike | None
+    ) -> tuple[Array, Float64s, Float64s]:
+        places = checks.indices(index, self._all)
+        if places.size and not self.block.start <= places.min() <= places.max() < self.block.stop:
             raise IndexError(f"index must be of the block {self.block.start}..{self.block.stop - 1}")
         values = checks.per_sample("losses", losses, places.size)
-        weights = np.ones(places.size) if weight is None else checks.per_sample("weight", weight, places.size)
-        self._waiting.append((places, values, weights))
-        if len(self._waiting) == TOGETHER:
-            self._count_in()
+        return (
+            places,
+            values,
+            np.ones(places.size) if weight is None else checks.per_sample("weight", weight, places.size),
+        )
 
     def _count_in(self) -> None:
         if not self._waiting:
             return
         index, losses, weight = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        index -= self.block.start
         self._waiting.clear()
         columns = self._columns
         samples, place = np.unique(index, return_inverse=True)
@@ -167,19 +176,32 @@ class TrainingDynamics:
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is known, as arrays and numbers."""
-        self._count_in()
-        return {"columns": {name: column.copy() for name, column in self._columns.items()}, "looks": self.looks}
+        """All that is known, as arrays and numbers; what is not counted in yet as it came, so that a run that goes on
+        counts the same steps together, and rounds alike.
+        """
+        names = ("index", "losses", "weight")
+        return {
+            "columns": {name: column.copy() for name, column in self._columns.items()},
+            "looks": self.looks,
+            "waiting": [dict(zip(names, step, strict=True)) for step in self._waiting],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave.
 
-        ``KeyError``, ``TypeError`` or ``ValueError`` where it is none, or of another number of samples; nothing is
+        ``LookupError``, ``TypeError`` or ``ValueError`` where it is none, or of another number of samples; nothing is
         changed then.
         """
         columns = {name: checks.array(name, state["columns"][name], own) for name, own in self._columns.items()}
         for name, column in columns.items():
             if name not in ("newest", "mean") and not (column >= 0).all():
                 raise ValueError(f"{name} must be at least 0")
-        looks = [{str(name): float(value) for name, value in row.items()} for row in state["looks"]]
-        self._columns, self._looks, self._waiting = columns, looks, []
+        looks = [_look(row) for row in state["looks"]]
+        waiting = [self._checked(step["index"], step["losses"], step["weight"]) for step in state["waiting"]]
+        self._columns, self._looks, self._waiting = columns, looks, waiting
+
+
+def _look(row: dict[str, Any]) -> dict[str, float]:
+    """A look out of a state: the step a whole number, the others any."""
+    step = checks.whole("step", row["step"], least=0)
+    return {name: step if name == "step" else checks.number(name, row[name], -np.inf, np.inf) for name in row}

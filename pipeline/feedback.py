@@ -206,6 +206,11 @@ class LossFeedback(keras.callbacks.Callback):
         """Take back what ``state_dict`` gave, after the epoch has begun; before it, only the advice stays."""
         self._figures.load_state_dict(state)
 
+    def of_epoch(self) -> dict[str, float]:
+        """What the draws of the epoch so far were worth, by the steps trained on alone: see ``Figures.of_epoch``."""
+        self._drain()
+        return self._figures.of_epoch()
+
     @property
     def advice(self) -> Advice:
         """What draws by some other priorities would have been worth, so far, where scores came with the losses."""

@@ -4,6 +4,7 @@ figures = Figures(sampler)
 figures.begin()                                     # an epoch
 figures.add(losses, weight, score=None)             # of each step
 figures.logs()                                      # {"sampling/gain": 1.7, ...}
+figures.of_epoch()                                  # of the steps trained on alone, however far draws are ahead
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from sampler import checks
 
 Array = np.ndarray
 TOGETHER = 64  # steps summed up at a time
+ROUNDED = 1e-6  # a weight of 1 may be off by so much
+WEIGHTS = ("count", "sum", "squares", "largest", "by_priority")  # of those trained with
 GATE = ("gate_open", "gate_gain", "gate_changed")  # of the summary of a sampler with a gate
 
 
@@ -32,6 +35,7 @@ class Figures:
     def begin(self) -> None:
         """Forget the epoch before."""
         self._steps, self._uniform, self._drawn = 0, 0.0, 0.0
+        self._weights = dict.fromkeys(WEIGHTS, 0.0)
         self._waiting: list[tuple[Array, Array, Array | None]] = []
         self._seconds = self._spent()
 
@@ -50,6 +54,7 @@ class Figures:
         if not self._waiting:
             return
         losses, weight = (np.concatenate([step[part] for step in self._waiting]) for part in (0, 1))
+        self._weigh(weight)
         if self._waiting[0][2] is not None:
             proxy = np.concatenate([step[2] for step in self._waiting])
             self.advice.add(losses, weight, proxy)
@@ -62,6 +67,33 @@ class Figures:
         self._uniform += float(counted[finite].sum())
         self._drawn += float((weight * counted)[finite].sum())
 
+    def _weigh(self, weight: Array) -> None:
+        sums = self._weights
+        sums["count"] += weight.size
+        sums["sum"] += float(weight.sum())
+        sums["squares"] += float(np.square(weight).sum())
+        sums["largest"] = max(sums["largest"], float(weight.max(initial=0.0)))
+        sums["by_priority"] += sum(bool((np.abs(step[1] - 1.0) > ROUNDED).any()) for step in self._waiting)
+
+    def of_epoch(self) -> dict[str, float]:
+        """The figures of the steps that the epoch has trained on so far; equal in equal runs.
+
+        ``effective_fraction`` and ``max_weight`` by the weights 1/(N p), ``gain``, and ``by_priority``, the share of
+        the steps in which a weight was not 1: draws of a first pass, and those behind a closed gate, are uniform.
+        """
+        self._sum_up()
+        sums = self._weights
+        whole = sums["count"] * sums["squares"]
+        return {
+            "effective_fraction": sums["sum"] ** 2 / whole if whole > 0.0 else 1.0,
+            "max_weight": sums["largest"],
+            "gain": self._gain(),
+            "by_priority": sums["by_priority"] / max(self._steps, 1),
+        }
+
+    def _gain(self) -> float:
+        return self._uniform / self._drawn if self._drawn > 0.0 else 1.0
+
     def logs(self) -> dict[str, float]:
         """The figures of the epoch so far."""
         self._sum_up()
@@ -71,7 +103,7 @@ class Figures:
         return {
             "sampling/effective_fraction": float(summary["effective_fraction"]),
             "sampling/max_weight": float(summary["max_weight"]),
-            "sampling/gain": self._uniform / self._drawn if self._drawn > 0.0 else 1.0,
+            "sampling/gain": self._gain(),
             "sampling/unseen": 1.0 - summary["seen"] / len(getattr(self.sampler, "block", self.sampler)),
             "sampling/milliseconds": 1e3 * (self._spent() - self._seconds) / steps,
             **gate,
@@ -84,6 +116,7 @@ class Figures:
             "steps": self._steps,
             "uniform": self._uniform,
             "drawn": self._drawn,
+            "weights": dict(self._weights),
             "waiting": [dict(zip(names, step, strict=True)) for step in self._waiting],
             "advice": self.advice.state_dict(),
         }
@@ -93,7 +126,10 @@ class Figures:
         waiting = [(step["losses"], step["weight"], step["score"]) for step in state["waiting"]]
         steps = checks.whole("steps", state["steps"], least=0)
         uniform, drawn = (checks.number(name, state[name], 0.0, np.inf) for name in ("uniform", "drawn"))
+        given = state.get("weights", {})  # which snapshots of the first versions have not
+        weights = {name: checks.number(name, given.get(name, 0.0), 0.0, np.inf) for name in WEIGHTS}
         self.advice.load_state_dict(state["advice"])
+        self._weights = weights
         self._steps, self._uniform, self._drawn, self._waiting = steps, uniform, drawn, waiting
 
     def _spent(self) -> float:

@@ -1,10 +1,11 @@
 """What a training notes of itself: steps, seconds, how the model does in between, and what each sample's loss does.
 
-    recorder = Recorder(Evaluator(model, data), data, every=100, most=2_000)
-    model.fit(train, callbacks=[LossFeedback(model, sampler), recorder])
+    feedback = LossFeedback(model, sampler)
+    recorder = Recorder(Evaluator(model, data), data, every=100, most=2_000, feedback=feedback)
+    model.fit(train, callbacks=[feedback, recorder])
     recorder.history, recorder.curve, recorder.clock.seconds
 
-It stands behind ``LossFeedback`` in the list, which is told first.
+It stands behind the feedback in the list, which is told first.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import numpy as np
 from pipeline.data import Data
 from pipeline.dynamics import TrainingDynamics
 from pipeline.evaluation import Evaluator, Score
+from pipeline.feedback import LossFeedback
 from sampler import checks
 
 Row = dict[str, float | int | None]
-OF_TIMING = ("milliseconds", "unseen")  # of the figures: losses wait for the draw that may use them
 
 
 @dataclass
@@ -57,11 +58,18 @@ class Recorder(keras.callbacks.Callback):
         data: the task.
         every: steps between two rows of ``curve``; None for none.
         most: steps of the whole training.
-        dynamics: which ``LossFeedback`` tells the losses; here it is saved, and looked at after each epoch.
+        feedback: that of the training, which knows what the draws of an epoch were worth.
+        dynamics: which the feedback tells the losses; here it is saved, and looked at after each epoch.
     """
 
     def __init__(
-        self, evaluator: Evaluator, data: Data, every: int | None, most: int, dynamics: TrainingDynamics | None = None
+        self,
+        evaluator: Evaluator,
+        data: Data,
+        every: int | None,
+        most: int,
+        feedback: LossFeedback,
+        dynamics: TrainingDynamics | None = None,
     ) -> None:
         super().__init__()
         self.steps = 0
@@ -71,7 +79,8 @@ class Recorder(keras.callbacks.Callback):
         self.first_step_seconds = 0.0
         self.history: list[Row] = []
         self.curve: list[Row] = []
-        self._evaluator, self._data, self._every, self._dynamics = evaluator, data, every, dynamics
+        self._evaluator, self._data, self._every = evaluator, data, every
+        self._feedback, self._dynamics = feedback, dynamics
         self._scored: tuple[int, Score] | None = None
         self.test_score()  # compiles the evaluation before the clock starts
         self.clock = Clock()
@@ -133,9 +142,8 @@ class Recorder(keras.callbacks.Callback):
             rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
             loss = float((logs or {})["loss"])
             self.figures = {name: float(value) for name, value in (logs or {}).items() if name.startswith("sampling/")}
-            figures = {name.removeprefix("sampling/"): value for name, value in self.figures.items()}
-            figures = {name: value for name, value in figures.items() if name not in OF_TIMING}
-            self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "loss": loss, **figures})
+            worth = self._feedback.of_epoch()
+            self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "loss": loss, **worth})
             if self._dynamics is not None:
                 self._dynamics.look(self.steps)
 

@@ -72,7 +72,7 @@ class Outcome:
         worst_class_accuracy: the least test accuracy of a class; None for regression.
         history: a row an epoch: ``epoch`` from 1, ``step``, ``seconds`` so far, ``learning_rate``
             next, ``loss`` (the epoch's weighted mean, an estimate of the training set's),
-            ``test_loss``, ``test_accuracy``, and what ``LossFeedback`` said of the sampling.
+            ``test_loss``, ``test_accuracy``, and what ``LossFeedback.of_epoch`` says of the draws.
         figures: what ``LossFeedback`` said of the sampling in the last epoch, ``sampling/gain`` and so on.
         advice: which priority would have suited the training; it has something to say where the
             sampler wanted scores.
@@ -171,8 +171,8 @@ def train(
             jit_compile=jit_compile,
         )
     evaluator = Evaluator(model, data)
-    recorder = Recorder(evaluator, data, evaluate_every, steps, dynamics)
     feedback = LossFeedback(model, sampler, dynamics=dynamics)
+    recorder = Recorder(evaluator, data, evaluate_every, steps, feedback, dynamics)
     refreshing = []
     if refresh:
         refreshing.append(RefreshStalest(model, sampler, (data.x, data.y), batch_size=batch_size, budget=refresh))

@@ -91,7 +91,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(number, status, who
     said = capsys.readouterr().out
     assert f"goes on from the newest whole snapshot, of {tmp_path / 'snapshots' / 'snapshot-13'}\n" in said
     header = (tmp_path / "history.csv").read_text().splitlines()[0]
-    figures = "effective_fraction,gain,gate_changed,gate_gain,gate_open,max_weight"
+    figures = "effective_fraction,max_weight,gain,by_priority"
     assert header == f"epoch,step,seconds,test_loss,test_accuracy,learning_rate,loss,{figures}"
 
 

@@ -136,7 +136,7 @@ def losses_over_time(rows: Sequence[Row], theme: Theme) -> Figure:
 
 
 def sampling(history: Sequence[Row], theme: Theme) -> Figure:
-    """What draws were like in each epoch; behind them whether the gate was open."""
+    """What draws were like in each epoch; behind them whether most were by priority."""
     wanted = {
         "effective_fraction": "effective share",
         "max_weight": "largest weight",
@@ -147,15 +147,15 @@ def sampling(history: Sequence[Row], theme: Theme) -> Figure:
     for place, (panel, (name, label)) in enumerate(zip(panels, wanted.items(), strict=True)):
         panel.plot(steps, [row.get(name, np.nan) for row in history], color=theme.lines[place], marker=".", lw=1.6)
         panel.set_ylabel(label, fontsize=9)
-        if any("gate_open" in row for row in history):
-            is_open = np.array([row.get("gate_open", 0.0) > 0.5 for row in history])
+        by_priority = np.array([row.get("by_priority", 0.0) > 0.5 for row in history])
+        if by_priority.any():
             panel.fill_between(
-                steps, 0, 1, where=is_open, step="pre", transform=panel.get_xaxis_transform(), color=theme.lines[2],
-                alpha=0.15, lw=0, label="gate open",
+                steps, 0, 1, where=by_priority, step="pre", transform=panel.get_xaxis_transform(), color=theme.lines[2],
+                alpha=0.15, lw=0, label="by priority",
             )  # fmt: skip
     panels[0].set_ylim(0.0, 1.05)
     panels[2].axhline(1.0, color=theme.ink, linewidth=0.8, linestyle=":")
-    if any(row.get("gate_open", 0.0) > 0.5 for row in history):
+    if any(row.get("by_priority", 0.0) > 0.5 for row in history):
         _legend(panels[0], theme, loc="lower right")
     panels[-1].set_xlabel("steps")
     return figure

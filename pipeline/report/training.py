@@ -73,13 +73,20 @@ def _of_sampling(run: Run) -> Section:
         f"{last['effective_fraction']:.0%} of as many equally weighted ones, and no weight was above "
         f"{last['max_weight']:.2f}."
     ]
-    if "gate_open" in last:
-        opened = sum(row.get("gate_open", 0.0) > 0.5 for row in run.history)
+    if "by_priority" in last:
+        most = sum(row.get("by_priority", 0.0) > 0.5 for row in run.history)
         said.append(
-            f"The gate was open at the end of {opened} of {len(run.history)} epochs: where it is closed, draws are "
-            "uniform, since by its estimate draws by priority would not pay."
+            f"In {most} of {len(run.history)} epochs most steps were drawn by priority, in the others uniformly: in a "
+            "first pass, and where the gate is closed, since by its estimate draws by priority would not pay."
         )
-    names = [name for name in ("effective_fraction", "max_weight", "gain", "gate_gain") if name in last]
+    if "gate_open" in run.summary.get("sampler", {}):
+        gate = run.summary["sampler"]
+        state = "open" if gate["gate_open"] else "closed"
+        said.append(
+            f"At the end the gate was {state}, and held a draw by priority to be worth {gate['gate_gain']:.2f} uniform "
+            "ones."
+        )
+    names = [name for name in ("effective_fraction", "max_weight", "gain", "by_priority") if name in last]
     rows = [[f"{row['epoch']:.0f}", *(number(row.get(name)) for name in names)] for row in run.history]
     shown = picture(
         "sampling",
@@ -88,7 +95,7 @@ def _of_sampling(run: Run) -> Section:
         f"{last['effective_fraction']:.2f}, the largest weight, {last['max_weight']:.2f}, and the gain, "
         f"{last.get('gain', 1.0):.2f}.",
         "Effective sample size over the number of draws, the largest importance weight, and the gain over uniform "
-        "draws. Shaded: epochs in which the gate was open.",
+        "draws. Shaded: epochs most of whose steps were drawn by priority.",
     )
     table = Table("Sampling by epoch", ["epoch", *(name.replace("_", " ") for name in names)], rows, folded=True)
     return Section("sampling", "What were the draws worth?", said, [shown], tables=[table])

@@ -37,6 +37,7 @@ import tensorflow as tf
 from pipeline import checkpoints, worker
 from pipeline.checkpoints import Snapshots
 from pipeline.data import Data
+from pipeline.dynamics import TrainingDynamics
 from pipeline.saving import Saving
 from pipeline.training import Outcome, make_reproducible, train
 from sampler import Draw, ImportanceSampler
@@ -140,10 +141,13 @@ def fit(job: Job) -> str:
         steps=STEPS["fit"],
         batch_size=B,
         evaluate_every=2,
+        dynamics=(dynamics := TrainingDynamics(N)),
         saving=Saving(job.folder, every="1step", resume=job.resume, keep=job.keep),
     )
-    told = {**vars(outcome), "advice": outcome.advice and outcome.advice.gains()}
-    return of_result([variable.numpy() for variable in model.variables], told)
+    told = {**vars(outcome), "advice": outcome.advice and outcome.advice.gains(), "looks": dynamics.looks}
+    each, ages = told.pop("each"), told.pop("ages")
+    weights = [variable.numpy() for variable in model.variables]
+    return of_result([*weights, *each, ages, dynamics.drawn, dynamics.mean, dynamics.deviation], told)
 
 
 class Linear:
