@@ -13,10 +13,11 @@ import pytest
 
 from pipeline import training
 from pipeline.data import Data, load_data
+from pipeline.evaluation import Evaluator
 from pipeline.models import build_model
 from pipeline.presampling import Presampler
 from pipeline.reference import held_out_losses
-from pipeline.training import Evaluator, make_reproducible, schedule, train
+from pipeline.training import make_reproducible, schedule, train
 from sampler import ImportanceSampler, PruningSampler, UniformSampler
 
 DIGITS = load_data("digits")
@@ -319,39 +320,3 @@ def test_a_reference_needs_two_samples():
     one = replace(FEW, x=FEW.x[:1], y=FEW.y[:1])
     with pytest.raises(ValueError, match="at least 2 samples"):
         held_out_losses(one, lambda half: build_model("mlp", half), steps=1, batch_size=1, seed=0)
-
-
-# --- the evaluation -------------------------------------------------------------------------------
-
-
-def test_the_evaluation_is_the_same_whatever_the_slices(monkeypatch):
-    model = build_model("mlp", DIGITS)
-    x, y = DIGITS.x[:1030], DIGITS.y[:1030]
-    scores = []
-    for size in (7, 512, 1030, 5000):
-        monkeypatch.setattr(training, "SLICE", size)
-        scores.append(Evaluator(model, DIGITS)(x, y))
-    for score in scores:
-        assert score.loss == pytest.approx(losses_of(model, x, y).mean(), rel=1e-5)
-        assert (score.accuracy, score.worst_class_accuracy) == (
-            scores[0].accuracy,
-            scores[0].worst_class_accuracy,
-        )
-
-
-def test_the_worst_class_is_among_those_that_occur():
-    """A model that always says 1: right for class 1, wrong for 0; class 2 is not there."""
-    data = Data("three", FEW.x, FEW.y % 3, FEW.x_test, FEW.y_test % 3, 3)
-    constant = keras.layers.Dense(3, kernel_initializer="zeros", bias_initializer=lambda *_, **__: [0.0, 9.0, 0.0])
-    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), constant])
-    evaluate = Evaluator(model, data)
-    assert evaluate(FEW.x[:4], np.array([1, 1, 1, 0])).worst_class_accuracy == 0.0
-    assert evaluate(FEW.x[:4], np.array([1, 1, 1, 0])).accuracy == 0.75
-    assert evaluate(FEW.x[:4], np.array([1, 1, 1, 1])).worst_class_accuracy == 1.0
-
-
-def test_the_evaluation_is_in_inference_mode():
-    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dropout(0.9), keras.layers.Dense(10)])
-    model(FEW.x[:1])
-    evaluate = Evaluator(model, FEW)
-    assert evaluate(FEW.x, FEW.y) == evaluate(FEW.x, FEW.y)
