@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 
 import numpy as np
 import pytest
@@ -75,6 +76,12 @@ def in_turn(items: list[pytest.Item]) -> list[pytest.Item]:
     for place, name in enumerate(waiting):
         names.insert(place * BETWEEN, name)
     return [item for name in names for item in files[name]]
+
+
+def pytest_configure() -> None:
+    """Have SIGINT heeded, also where a shell that started the tests in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
