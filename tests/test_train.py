@@ -87,8 +87,12 @@ def test_help_names_every_option_and_its_default(capsys):
     assert main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for field in dataclasses.fields(Config):
-        assert f"--{field.name.replace('_', '-')}" in text
-        assert f"(default: {field.default})" in text
+        option = field.name.replace("_", "-")
+        if field.default is True:
+            assert f"--no-{option}" in text
+        else:
+            assert f"--{option}" in text
+            assert f"(default: {field.default})" in text
 
 
 def test_the_folder_is_named_after_the_run():
@@ -602,7 +606,7 @@ def test_that_nobody_reads_stops_nothing():
     ("output", "said"),
     [
         ("gs://bucket/run", "--output must be a folder on a disk, got gs:/bucket/run"),
-        ("a\udcff", "is no text in UTF-8"),
+        ("a\udcff", "is no UTF-8"),
     ],
 )
 def test_an_output_that_is_no_folder(output, said, capsys, monkeypatch, tmp_path):

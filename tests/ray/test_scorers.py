@@ -461,7 +461,7 @@ def test_a_run_is_interrupted_and_goes_on(with_token, tmp_path, capsys, caplog, 
             patch.setattr("train.caught", lambda: contextlib.nullcontext(Signals()))
             assert patiently(lambda: train.main(command)) == 128 + signal.SIGTERM
         assert not (tmp_path / "shards").exists()
-        (tmp_path / "shards" / "train-killed-0").mkdir(parents=True)  # as one that is killed leaves it
+        (tmp_path / "shards" / "train-0123456789ab").mkdir(parents=True)  # as one that is killed leaves it
         before = saved[-1]
         assert train.main([*command, "--resume"]) == 0
     finally:
