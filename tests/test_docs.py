@@ -38,7 +38,7 @@ def test_code_of_several_machines_can_be_read(page: str) -> None:
         compile(block, f"{page}.md", "exec")
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", ["start", *(pytest.param(page, marks=pytest.mark.soak) for page in RUN[1:])])
 def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one epoch and one seed; a comparison and what is gone on with are tried elsewhere."""
     monkeypatch.chdir(tmp_path)

@@ -54,6 +54,7 @@ def test_train_py_commands_run(tmp_path, monkeypatch, capsys):
     import train
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.report.plots.DPI", 40)
     lines = [line for line in commands() if "train.py" in line]
     assert lines
     for line in lines:

@@ -336,7 +336,7 @@ def test_a_run_writes_its_result_and_the_same_options_give_the_same(tmp_path, ca
 
 
 @pytest.mark.parametrize("sampling", train_samplings.SAMPLINGS)
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 def test_every_sampling_trains(sampling, tmp_path, capsys):
     options = [
         "--dataset",

@@ -181,6 +181,7 @@ def test_broken_off_before_the_end_of_an_epoch(left: int, in_hand: bool) -> None
 
 @pytest.mark.parametrize("prefetch", [None, 2], ids=["", "prefetched"])
 @pytest.mark.parametrize(("epoch", "lag"), [(1, 4), (2, 4), (3, 2), (4, 4)])
+@pytest.mark.each_value
 def test_repeated_datasets_hand_nothing_out_twice(epoch: int, lag: int, prefetch: int | None) -> None:
     sampler = importance(epoch * B, lag)
     train = importance_dataset(data(epoch * B), sampler, B).repeat()

@@ -110,6 +110,7 @@ def test_under_a_lag_epochs_are_those_of_the_sampler_alone(lag: int, make: Any) 
 
 
 @pytest.mark.parametrize("lag", [None, 2, 5])
+@pytest.mark.every(2)
 def test_repeated(lag: int | None) -> None:
     repeated, one_by_one = (PruningSampler(N, finish=0.0, feedback_lag=lag, seed=2) for _ in range(2))
     together = train(importance_dataset((X, Y), repeated, B).repeat(4), repeated)
@@ -122,6 +123,7 @@ def test_repeated(lag: int | None) -> None:
 
 
 @pytest.mark.parametrize("left", [1, 3, 5])
+@pytest.mark.every(2)
 def test_an_epoch_broken_off_is_gone_on_with(left: int) -> None:
     """Under a lag to the batch: the rest of the pass is the next epoch."""
     sampler, whole = (PruningSampler(N, finish=0.0, feedback_lag=4, seed=3) for _ in range(2))

@@ -205,7 +205,7 @@ def test_validation_data(recording: type[Any]) -> None:
     np.testing.assert_allclose(history["val_loss"], [case.losses(model).mean()] * 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("lag", [None, 3])
+@pytest.mark.parametrize("lag", [pytest.param(None, marks=pytest.mark.soak), 3])
 def test_steps_per_epoch(lag: int | None, recording: type[Any]) -> None:
     case, sampler = CASES["functional"], recording(N, losses=KNOWN, seed=0, feedback_lag=lag)
     model = case.compiled()
@@ -215,6 +215,7 @@ def test_steps_per_epoch(lag: int | None, recording: type[Any]) -> None:
 
 
 @pytest.mark.parametrize("lag", [None, 3])
+@pytest.mark.every(2)
 def test_early_stopping(lag: int | None, recording: type[Any]) -> None:
     case, sampler = CASES["functional"], recording(N, losses=KNOWN, seed=0, feedback_lag=lag)
     model = case.compiled()

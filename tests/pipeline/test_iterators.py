@@ -22,7 +22,7 @@ from pipeline import importance_dataset
 from sampler import ImportanceSampler
 
 N, B, LAG = 24, 4, 3
-ROUNDS, LONG = 40, 1000
+ROUNDS, LONG = 28, 1000
 WARM_UP = 0.25  # of the rounds, in which TensorFlow takes what it keeps
 SLACK, LEFT = 3 << 20, 2 << 10  # bytes that may come on top: once, and in each round after the warm-up
 

@@ -180,7 +180,7 @@ STEP_BY_STEP = [(0.1, 0, 1), (0.29, 0, 1), (0.3, 5, 1), (1.0, None, 1), (2.5, No
 
 
 @pytest.mark.parametrize(("budget", "start", "together"), [*STEP_BY_STEP, (0.3, 5, 3), (1.0, None, 3)])
-@pytest.mark.each_value
+@pytest.mark.every(2)
 def test_the_budget_is_kept_exactly(budget: float, start: int | None, together: int) -> None:
     model = network(steps_per_execution=together)
     sampler = ImportanceSampler(N, feedback_lag=3, seed=0)

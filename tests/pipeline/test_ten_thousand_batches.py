@@ -17,7 +17,7 @@ from pipeline.sources import as_source
 
 from .kinds import KINDS, B, N, drawn, ragged, rebatched, varying
 
-BATCHES, MANY, A_CALL = 1_000, 10_000, 10
+BATCHES, MANY, A_CALL = 400, 10_000, 10
 EVERY = {**KINDS, "of varying shape": lambda: (varying(), varying())}
 
 

@@ -122,7 +122,7 @@ def is_as_it_should(counts: np.ndarray, p: np.ndarray) -> bool:
         ("equal", 1, 0.0),
     ],
 )
-@pytest.mark.each_value
+@pytest.mark.every(3)
 def test_independent_draws_come_as_often_as_the_formula_says(kind, size, share):
     store, priorities = make(kind, size)
     p = formula(priorities, share)
