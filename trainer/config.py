@@ -152,15 +152,9 @@ class Config:
         return self.output or Path("runs") / f"{plain}-{which}"
 
 
-NOT_SAVED = (
-    "config",
-    "print_config",
-    "dry_run",
-    "quiet",
-    "report",
-    "resume",
-    "tensorboard",
-)  # what to do, not what to train
+NOT_SAVED = (  # what to do, not what to train
+    *("config", "print_config", "dry_run", "quiet", "report", "resume", "tensorboard"),
+)
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name not in NOT_SAVED)
 UNITS = {"epochs": "epochs", "epoch": "epochs", "steps": "steps", "step": "steps", "s": "seconds"}
 

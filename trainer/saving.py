@@ -69,7 +69,7 @@ def check_unfinished(config: Config, workers: Workers | None = None) -> None:
             check_free(folder / "lock")
     except LockError as error:
         raise OptionError(error) from error
-    begun = any(path for folder in folders for path in folder.glob("snapshot-*.index"))
+    begun = any(path for folder in folders for path in folder.glob("snapshot-[0-9]*.index"))
     if begun and not config.resume and not is_finished(config):
         raise OptionError(
             f"{config.folder} holds the snapshots of a run that was not finished; go on with --resume, choose another "

@@ -119,47 +119,38 @@ def of_map(samples: Samples) -> Section:
 
 def of_suspects(samples: Samples) -> Section:
     """The first of those whose label may be wrong."""
-    order = suspects(samples)[:LISTED]
+    listed = suspect_rows(samples, LISTED)
     said = [
         f"{SUSPECTS}, beside this page, lists the samples by the mean of their losses in the course of the training: a "
         "model learns a wrong label last, if at all. Hard samples whose label is right stand among them; look before "
         "you change one."
     ]
-    rows = [
-        [
-            f"{rank}",
-            f"{index}",
-            f"{samples.y[index]}",
-            f"{samples.prediction[index]}",
-            number(samples.mean[index]),
-            number(samples.loss[index]),
-        ]
-        for rank, index in enumerate(order.tolist(), start=1)
+    cells = [
+        [*(str(row[name]) for name in ("rank", "index", "label", "prediction")), *map(number, list(row.values())[4:])]
+        for row in listed
     ]
-    table = Table(
-        f"The first {len(rows)} suspects", ["rank", "sample", "label", "prediction", "mean loss", "loss"], rows
-    )
-    gallery = _items(samples, order)
+    names = ["rank", "sample", "label", "prediction", "mean loss", "loss"]
+    table = Table(f"The first {len(cells)} suspects", names, cells)
+    gallery = _items(samples, np.array([row["index"] for row in listed]))
     return Section("suspects", "Labels that may be wrong", said, gallery=gallery, tables=[table])
 
 
-def suspect_rows(samples: Samples) -> list[dict[str, Any]]:
-    """The samples, the likeliest to have a wrong label first; a million at most."""
-    order = suspects(samples)[:MOST_SUSPECTS]
-    columns = (order, samples.y, samples.prediction, samples.mean, samples.loss)
-    index, label, prediction, mean, loss = (
-        column.tolist() for column in (order, *(column[order] for column in columns[1:]))
-    )
+def suspect_rows(samples: Samples, most: int = MOST_SUSPECTS) -> list[dict[str, Any]]:
+    """The samples, the likeliest to have a wrong label first; ``most`` at most."""
+    order = suspects(samples)[:most]
+    columns = (column[order].tolist() for column in (samples.y, samples.prediction, samples.mean, samples.loss))
     return [
         {
             "rank": rank,
-            "index": row[0],
-            "label": row[1],
-            "prediction": row[2],
-            "mean_loss": None if math.isnan(row[3]) else row[3],
-            "loss": row[4],
+            "index": index,
+            "label": label,
+            "prediction": prediction,
+            "mean_loss": None if math.isnan(mean) else mean,
+            "loss": loss,
         }
-        for rank, row in enumerate(zip(index, label, prediction, mean, loss, strict=True), start=1)
+        for rank, (index, label, prediction, mean, loss) in enumerate(
+            zip(order.tolist(), *columns, strict=True), start=1
+        )
     ]
 
 

@@ -17,7 +17,7 @@ def of_run(run: Run, uniform: Run | None) -> Page:
     """The page of one training."""
     summary = run.summary
     sections = [_of_test_loss(run, uniform)]
-    if any("effective_fraction" in row for row in run.history):
+    if run.history and "by_priority" in run.history[-1]:
         sections.append(_of_sampling(run))
     if run.losses:
         sections.append(_of_losses(run))
@@ -67,18 +67,15 @@ def _of_test_loss(run: Run, uniform: Run | None) -> Section:
 
 def _of_sampling(run: Run) -> Section:
     last = run.history[-1]
+    most = sum(row.get("by_priority", 0.0) > 0.5 for row in run.history)
     said = [
-        f"In the last epoch a draw was worth {last.get('gain', 1.0):.2f} uniform ones by its gain (above 1 the "
+        f"In the last epoch a draw was worth {last['gain']:.2f} uniform ones by its gain (above 1 the "
         f"gradient was less noisy than under uniform draws), the weighted samples were worth "
         f"{last['effective_fraction']:.0%} of as many equally weighted ones, and no weight was above "
-        f"{last['max_weight']:.2f}."
+        f"{last['max_weight']:.2f}.",
+        f"In {most} of {len(run.history)} epochs most steps were drawn by priority, in the others uniformly: in a "
+        "first pass, and where the gate is closed, since by its estimate draws by priority would not pay.",
     ]
-    if "by_priority" in last:
-        most = sum(row.get("by_priority", 0.0) > 0.5 for row in run.history)
-        said.append(
-            f"In {most} of {len(run.history)} epochs most steps were drawn by priority, in the others uniformly: in a "
-            "first pass, and where the gate is closed, since by its estimate draws by priority would not pay."
-        )
     if "gate_open" in run.summary.get("sampler", {}):
         gate = run.summary["sampler"]
         state = "open" if gate["gate_open"] else "closed"
@@ -86,14 +83,14 @@ def _of_sampling(run: Run) -> Section:
             f"At the end the gate was {state}, and held a draw by priority to be worth {gate['gate_gain']:.2f} uniform "
             "ones."
         )
-    names = [name for name in ("effective_fraction", "max_weight", "gain", "by_priority") if name in last]
+    names = ("effective_fraction", "max_weight", "gain", "by_priority")
     rows = [[f"{row['epoch']:.0f}", *(number(row.get(name)) for name in names)] for row in run.history]
     shown = picture(
         "sampling",
         functools.partial(plots.sampling, run.history),
         f"Three line plots over the epochs: the effective share of the samples, at the end "
         f"{last['effective_fraction']:.2f}, the largest weight, {last['max_weight']:.2f}, and the gain, "
-        f"{last.get('gain', 1.0):.2f}.",
+        f"{last['gain']:.2f}.",
         "Effective sample size over the number of draws, the largest importance weight, and the gain over uniform "
         "draws. Shaded: epochs most of whose steps were drawn by priority.",
     )
