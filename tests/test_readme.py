@@ -50,6 +50,12 @@ def test_constraints_pin_versions_and_name_no_index():
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.+!]+", line) for line in lines)
 
 
+def test_links_lead_to_files():
+    targets = re.findall(r"\]\(([^)#]+)", README)
+    assert len(targets) > 20
+    assert [target for target in targets if "://" not in target and not (ROOT / target).is_file()] == []
+
+
 def test_train_py_commands_run(tmp_path, monkeypatch, capsys):
     import train
 
