@@ -131,7 +131,7 @@ class LossFeedback(keras.callbacks.Callback):
             raise ValueError(f"score must be one of {', '.join(map(repr, SCORES))} or None, got {score!r}")
         self._fitted = model
         self.sampler = sampler
-        self._dynamics = dynamics
+        self.dynamics = dynamics
         self._class_weight = None if class_weight is None else user_weights.class_table(class_weight)
         self._originals: dict[str, Callable[..., Any]] = {}
         self._before: dict[str, Any] = {}  # of them, what the user had set on the instance
@@ -494,8 +494,8 @@ class LossFeedback(keras.callbacks.Callback):
             more = {} if norm is None else {"mean_gradient_norm": norm[0]}
             self.sampler.update(index, columns["losses"], step=step, score=score, **more)
             self._figures.add(columns["losses"], columns["weight"], score)
-            if self._dynamics is not None:
-                self._dynamics.add(index, columns["losses"], columns["weight"])
+            if self.dynamics is not None:
+                self.dynamics.add(index, columns["losses"], columns["weight"])
 
 
 def _axis_given(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -69,9 +69,14 @@ class Samples:
     @classmethod
     def of(cls, data: Data, each: Each, columns: Columns) -> Samples:
         """What is known at the end of a training on ``data``, with the ``columns`` of all its samples."""
-        shown = np.union1d(hardest(each.losses)[:SHOWN], hardest(columns["mean"])[:SHOWN])
-        of_model: dict[str, Any] = {"y": data.y, "loss": each.losses, "prediction": each.predictions}
-        kept: dict[str, Any] = {"shown": shown, "shown_x": data.x[shown], "num_classes": data.num_classes or 0}
+        return cls.at_end(data.x, data.y, data.num_classes or 0, each.losses, each.predictions, columns)
+
+    @classmethod
+    def at_end(cls, x: Array, y: Array, num_classes: int, loss: Array, prediction: Array, columns: Columns) -> Samples:
+        """The same of arrays: the inputs (N, ...), and the others as the attributes have them."""
+        shown = np.union1d(hardest(loss)[:SHOWN], hardest(columns["mean"])[:SHOWN])
+        of_model: dict[str, Any] = {"y": y, "loss": loss, "prediction": prediction}
+        kept: dict[str, Any] = {"shown": shown, "shown_x": _plain(x[shown]), "num_classes": num_classes}
         return cls(**of_model, **kept, **dict[str, Any](columns))
 
     def write(self, path: Path) -> None:
@@ -89,6 +94,14 @@ class Samples:
         if len(set(sizes.values())) > 1 or len(samples.shown) != len(samples.shown_x):
             raise ValueError(f"{path} holds no samples of a training: its columns are of different lengths, {sizes}")
         return samples
+
+
+def _plain(x: Array) -> Array:
+    """Texts of any length, which are objects in NumPy, as text: the file holds no objects."""
+    if x.dtype.kind != "O":
+        return x
+    words = [part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part) for part in x.reshape(-1)]
+    return np.array(words, str).reshape(x.shape)
 
 
 def columns_of(dynamics: TrainingDynamics, age: Array) -> Columns:

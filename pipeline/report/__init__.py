@@ -8,7 +8,8 @@
     path = report("runs/digits-importance-0")
 
 It writes ``report.html``, which needs no network, ``plots/*.png`` and ``suspects.csv`` into the folder. ``train.py``
-does so at its end. The extra ``report`` brings matplotlib and Jinja2.
+does so at its end, and the callback :class:`pipeline.report.fitting.TrainingReport` at that of a ``fit``. The extra
+``report`` brings matplotlib and Jinja2.
 """
 
 from __future__ import annotations

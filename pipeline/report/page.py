@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+LONGEST = 200  # characters of a text that are shown
 Array = npt.NDArray[Any]
 
 
@@ -142,8 +143,11 @@ def image(x: Array) -> bytes | None:
 
 
 def text(x: Array) -> str:
-    """An input that is no image, in a line: its numbers, those of a row of tokens without the padding."""
+    """An input that is no image, in a line: its text, or its numbers, those of a row of tokens without the padding."""
     flat = x.reshape(-1)
+    if flat.dtype.kind in "OSU":
+        words = " | ".join(part.decode("utf-8", "replace") if isinstance(part, bytes) else f"{part}" for part in flat)
+        return words if len(words) <= LONGEST else words[: LONGEST - 3] + "..."
     if flat.dtype.kind in "iu":
         flat = flat[flat != 0]
     shown = ", ".join(f"{value:.3g}" for value in flat[:12])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.report import plots
 from pipeline.report.findings import groups
@@ -16,7 +17,7 @@ from pipeline.report.words import loss_pictures, number, percent, picture
 def of_run(run: Run, uniform: Run | None) -> Page:
     """The page of one training."""
     summary = run.summary
-    sections = [_of_test_loss(run, uniform)]
+    sections = [_of_test_loss(run, uniform)] if _tested(run) else []
     if run.history and "by_priority" in run.history[-1]:
         sections.append(_of_sampling(run))
     if run.losses:
@@ -28,7 +29,7 @@ def of_run(run: Run, uniform: Run | None) -> Page:
             sections.append(of_suspects(run.samples))
         sections += [of_hardest(run.samples), of_ages(run.samples)]
     facts = {
-        "test loss": number(summary["test_loss"]),
+        "test loss": number(summary.get("test_loss")),
         "test accuracy": percent(summary.get("test_accuracy")),
         "worst class": percent(summary.get("worst_class_accuracy")),
         "training loss": number(summary["train_loss"]),
@@ -37,21 +38,33 @@ def of_run(run: Run, uniform: Run | None) -> Page:
     }
     return Page(
         title=f"{summary['sampling']} sampling on {summary['dataset']}",
-        subtitle=(
-            f"{summary['model']} with {summary['parameters']:,} parameters, batches of {summary['batch_size']}, "
-            f"learning rate {summary['learning_rate']:g}, seed {summary['seed']}"
-        ),
+        subtitle=_subtitle(summary),
         facts={name: value for name, value in facts.items() if value != "-"},
         sections=sections,
     )
 
 
+def _subtitle(summary: dict[str, Any]) -> str:
+    said = [f"{summary['model']} with {summary['parameters']:,} parameters"]
+    if "batch_size" in summary:
+        said.append(f"batches of {summary['batch_size']}")
+    said.append(f"learning rate {summary['learning_rate']:g}")
+    if "seed" in summary:
+        said.append(f"seed {summary['seed']}")
+    return ", ".join(said)
+
+
+def _tested(run: Run) -> list[Row]:
+    """The rows with a test loss: of a ``fit`` without validation there are none."""
+    return [row for row in run.curve if "test_loss" in row]
+
+
 def _of_test_loss(run: Run, uniform: Run | None) -> Section:
-    curves: dict[str, Sequence[Row]] = {str(run.summary["sampling"]): run.curve}
+    curves: dict[str, Sequence[Row]] = {str(run.summary["sampling"]): _tested(run)}
     said = []
     if uniform is not None:
         name = str(uniform.summary["sampling"])
-        curves[name if name not in curves else f"{name} ({uniform.folder.name})"] = uniform.curve
+        curves[name if name not in curves else f"{name} ({uniform.folder.name})"] = _tested(uniform)
         ours, theirs = run.summary["test_loss"], uniform.summary["test_loss"]
         said.append(
             f"At the end the test loss was {number(ours)}, and {number(theirs)} in the {name} run beside it. One run "
