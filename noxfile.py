@@ -34,4 +34,4 @@ def _smoke(session: nox.Session, kind: str, pattern: str) -> None:
     (built,) = folder.glob(pattern)
     session.install("--constraint", str(root / "constraints.txt"), f"{built}[train,report]")
     session.chdir(folder)
-    session.run("python", str(root / "tests" / "smoke.py"))
+    session.run("python", "-P", str(root / "tests" / "smoke.py"))  # -P: nor anything that lies beside it
