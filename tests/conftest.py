@@ -14,7 +14,7 @@ from tests.sampler.siblings import SIBLINGS
 WAITING = (  # for other processes
     *("tests/ray/test_scorers.py", "tests/ray/test_shared_store.py", "tests/pipeline/test_workers.py"),
     *("tests/ray/test_nodes.py", "tests/pipeline/test_kills.py", "tests/pipeline/test_iterators.py"),
-    *("tests/pipeline/test_feed_back.py", "tests/ray/test_train_workers.py"),
+    *("tests/pipeline/test_feed_back.py", "tests/ray/test_train_workers.py", "tests/ray/test_docs.py"),
 )
 BETWEEN = 8  # places from one of them to the next
 QUICK = ("tests/benchmarks/", "tests/fuzz/", "tests/sampler/")  # the last, so that all processes end together
