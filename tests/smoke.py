@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from pipeline.report.folder import Run
 
 def main() -> None:
     """Raises where something is missing."""
-    here = Path(__file__).parents[1]
+    installed = Path(sysconfig.get_path("purelib"))
     for package in (sampler, pipeline, train):
         place = Path(str(package.__file__))
-        assert here not in place.parents, f"{place} is no installation"
+        assert installed in place.parents, f"{place} is not where this Python installs"
         assert package is train or (place.parent / "py.typed").exists(), f"{place.parent} has no py.typed"
     drawn = sampler.ImportanceSampler(100, seed=0)
     batch = drawn.draw(10)
