@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return launch(config, arguments)
         else:
             _execute(config)
+    except BrokenPipeError:  # nobody reads the help any more
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the program
     except SystemExit as stop:  # tyro has printed help (0) or an error (2)
         return stop.code if isinstance(stop.code, int) else MISTAKE
     except OptionError as error:
@@ -313,23 +315,40 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
-    """A callback that shows how far the training is: a bar on a terminal, else about ten lines in all."""
+    """A callback that shows how far the training is: a bar on a terminal, else lines, some ten of them for epochs."""
     import keras
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        epochs = -(-plan.steps // -(-plan.epoch_samples // plan.config.batch_size))
-        yield keras.callbacks.LambdaCallback(on_epoch_end=_line_writer(epochs, lambda: plan.model.stop_training))
-        return
-    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=plan.steps)
-        yield keras.callbacks.LambdaCallback(
-            on_train_begin=lambda logs: bar.update(task, completed=int(plan.model.optimizer.iterations)),
-            on_train_batch_end=lambda batch, logs: bar.advance(task),
-        )
+    from pipeline.progress import counting
+
+    steps_each = -(-plan.epoch_samples // plan.config.batch_size)
+    epochs, done = -(-plan.steps // steps_each), 0
+
+    def begin(logs: dict[str, Any] | None) -> None:
+        nonlocal done
+        done = int(plan.model.optimizer.iterations)
+
+    def step(batch: int, logs: dict[str, Any] | None) -> None:
+        nonlocal done
+        done += 1
+        tell(done)
+
+    def doing() -> str:
+        epoch = f"epoch {max(done - 1, 0) // steps_each + 1} of {epochs}"
+        return f"{epoch}, first pass" if _in_first_pass(plan) else epoch
+
+    with counting(doing, plan.steps, "steps") as tell:
+        hooks: dict[str, Any] = {"on_train_begin": begin, "on_train_batch_end": step}
+        if not (sys.stderr is not None and sys.stderr.isatty()):
+            hooks["on_epoch_end"] = _line_writer(epochs, lambda: plan.model.stop_training)
+        yield keras.callbacks.LambdaCallback(**hooks)
+
+
+def _in_first_pass(plan: Plan) -> bool:
+    """Whether draws are still uniform since too few samples have a loss."""
+    if plan.config.sampling != "importance" or plan.scoring is not None:  # a store in shards would be called for it
+        return False
+    size = len(plan.sampler)
+    return bool(plan.sampler.summary()["seen"] < plan.config.first_pass * size)
 
 
 def board(plan: Plan, dynamics: TrainingDynamics) -> keras.callbacks.Callback:
@@ -356,23 +375,33 @@ def _line_writer(epochs: int, stopped: Callable[[], bool]) -> Callable[[int, dic
 
 
 def _close(plan: Plan, outcome: Outcome, missing: str | None) -> None:
-    """The last line: the result, where it is, and what was found out."""
+    """The last lines: the result as a table, where it is, and what was found out."""
+    rows = {**closing(plan, outcome), "written to": f"{plan.config.folder}{missing or ''}"}
+    if missing is None and plan.config.report:
+        rows["to look at"] = str(plan.config.folder / "report.html")
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        say(f"{name:<{width}}  {value}")
     found = [] if plan.scoring is None else [plan.scoring.sentence()]
-    said = " ".join(found + [said for said in [advice(plan, outcome)] if said])
-    say(f"{sentence(outcome)}; written to {plan.config.folder}{missing or ''}" + (f". {said}" if said else ""))
+    found += [said for said in [advice(plan, outcome)] if said]
+    if found:
+        say("\n" + " ".join(found))
 
 
-def sentence(outcome: Outcome) -> str:
-    """The result in a line."""
-    parts = [
-        f"{outcome.steps:,} steps in {outcome.seconds:.1f} s",
-        f"training loss {outcome.train_loss:.4g}",
-        f"test loss {outcome.test_loss:.4g}",
-    ]
+def closing(plan: Plan, outcome: Outcome) -> dict[str, str]:
+    """The result, a line each: what it is and how much."""
+    rows = {"test loss": f"{outcome.test_loss:.4g}"}
     if outcome.test_accuracy is not None and outcome.worst_class_accuracy is not None:
-        parts.append(f"test accuracy {outcome.test_accuracy:.2%}")
-        parts.append(f"worst class {outcome.worst_class_accuracy:.2%}")
-    return ", ".join(parts)
+        rows["test accuracy"] = f"{outcome.test_accuracy:.2%}, of the worst class {outcome.worst_class_accuracy:.2%}"
+    rows["training loss"] = f"{outcome.train_loss:.4g}"
+    rows["trained for"] = f"{outcome.steps:,} steps, {outcome.seconds:.1f} s"
+    last = outcome.history[-1] if outcome.history else {}
+    if plan.config.sampling == "importance" and {"gain", "effective_fraction", "max_weight"} <= last.keys():
+        rows["draws at the end"] = (
+            f"gain {last['gain']:.3g}, effective share {last['effective_fraction']:.0%}, largest weight "
+            f"{last['max_weight']:.3g}"
+        )
+    return rows
 
 
 def advice(plan: Plan, outcome: Outcome) -> str | None:

@@ -4,8 +4,8 @@
         tell(1_024)                                 # so many elements are done
         ...
 
-Nothing for the first two seconds. Then a bar with the time that remains, where the standard error stream is a terminal
-and ``rich`` is installed; else a line every five seconds::
+Nothing for two seconds after the first call. Then a bar with the time that remains, where the standard error stream is
+a terminal and ``rich`` is installed; else a line every five seconds, or every twentieth of what is expected in all::
 
     reading the dataset into memory: 12,288 of 50,000 elements, about 14 s left
 """
@@ -19,12 +19,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 PATIENCE = 2.0  # seconds in which nothing is shown
-EVERY = 5.0  # seconds between two lines
+EVERY = 5.0  # seconds between two lines, at least
+PART = 0.05  # of the seconds that are expected in all, between two lines
+AGAIN = 0.1  # seconds between two looks of a bar
 
 
 @contextlib.contextmanager
-def counting(what: str, total: int, unit: str = "elements") -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with the number of elements, or of what ``unit`` says, done so far, of ``total``."""
+def counting(what: str | Callable[[], str], total: int, unit: str = "elements") -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with the number of elements, or of what ``unit`` says, done so far, of ``total``.
+
+    What is done may change meanwhile: then ``what`` is a function, which is asked when it is shown. A call that shows
+    nothing looks at the clock and no more, so it may come with every step.
+    """
     shown = _Shown(what, total, unit)
     try:
         yield shown.tell
@@ -35,8 +41,9 @@ def counting(what: str, total: int, unit: str = "elements") -> Iterator[Callable
 class _Shown:
     """What is on the screen."""
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
-        self.what, self.total, self.unit = what, total, unit
+    def __init__(self, what: str | Callable[[], str], total: int, unit: str) -> None:
+        self.what: Callable[[], str] = what if callable(what) else lambda: what
+        self.total, self.unit = total, unit
         self.begin: tuple[float, int] | None = None  # when first so many were done: what comes before is no measure
         self.next = time.monotonic() + PATIENCE
         self.bar: Any = None
@@ -44,19 +51,24 @@ class _Shown:
 
     def tell(self, count: int) -> None:
         now = time.monotonic()
-        began, before = self.begin = self.begin or (now, count)
+        if self.begin is None:
+            self.begin, self.next = (now, count), max(self.next, now + PATIENCE)
+        began, before = self.begin
         if now < self.next:
             return
         with contextlib.suppress(OSError, ValueError):  # a screen that is gone is no reason to stop reading
             if not self.asked:
                 self.asked, self.bar = True, _bar(self.what, self.total)
             if self.bar is not None:
-                self.bar.update(self.bar.task_ids[0], completed=count)
+                self.next = now + AGAIN if count < self.total else now
+                self.bar.update(self.bar.task_ids[0], completed=count, description=self.what())
             elif count < self.total and sys.stderr is not None:
-                self.next = now + EVERY
-                line = f"{self.what}: {count:,} of {self.total:,} {self.unit}"
+                line = f"{self.what()}: {count:,} of {self.total:,} {self.unit}"
+                each = 0.0
                 if count > before:
-                    line += f", about {_words((now - began) / (count - before) * (self.total - count))} left"
+                    each = (now - began) / (count - before)
+                    line += f", about {_words(each * (self.total - count))} left"
+                self.next = now + max(EVERY, PART * each * self.total)
                 print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -65,7 +77,7 @@ class _Shown:
                 self.bar.stop()
 
 
-def _bar(what: str, total: int) -> Any:
+def _bar(what: Callable[[], str], total: int) -> Any:
     """A bar that has begun, None where there is no terminal or no ``rich``."""
     if sys.stderr is None or not sys.stderr.isatty():
         return None
@@ -77,7 +89,7 @@ def _bar(what: str, total: int) -> Any:
     text = TextColumn("{task.description}", markup=False)  # a name may hold brackets
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task(what, total=total)
+    bar.add_task(what(), total=total)
     bar.start()
     return bar
 

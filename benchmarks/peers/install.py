@@ -28,9 +28,10 @@ AFTERWARDS = {"torchrl": "compile_torchrl.py"}
 def main(names: Sequence[str] = ()) -> int:
     """Install; how many failed."""
     failed = {}
-    for name in names or sorted(path.stem for path in REQUIREMENTS.glob("*.txt")):
+    wanted = names or sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
+    for number, name in enumerate(wanted, start=1):
         reason = install(name)
-        print(f"{name}: {reason or 'ready'}", flush=True)
+        print(f"[{number}/{len(wanted)}] {name}: {reason or 'ready'}", flush=True)
         if reason:
             failed[name] = reason
     return len(failed)

@@ -35,6 +35,7 @@ class Screen(io.StringIO):
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "AGAIN", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -111,3 +112,26 @@ def test_without_a_screen(screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_time_in_words(seconds: float, says: str) -> None:
     assert progress._words(seconds) == says
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_is_done_may_change(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """It is asked when it is shown; and where much is expected the lines are a twentieth of that apart."""
+    clock = iter([0.0, 0.0, 10.0, 40.0, 70.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    asked: list[str] = []
+
+    def doing() -> str:
+        asked.append(f"epoch {len(asked) + 1}")
+        return asked[-1]
+
+    with progress.counting(doing, 1_000, "steps") as tell:
+        tell(0)
+        tell(10)  # a second each: the next line comes after fifty more
+        tell(40)
+        tell(70)
+    assert capsys.readouterr().err.splitlines() == [
+        "epoch 1: 0 of 1,000 steps",
+        "epoch 2: 10 of 1,000 steps, about 16 min left",
+        "epoch 3: 70 of 1,000 steps, about 16 min left",
+    ]
