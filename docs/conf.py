@@ -1,4 +1,4 @@
-"""How ``make docs`` builds the pages: Sphinx, MyST for the Markdown, Furo for the looks."""
+"""How ``make docs`` builds the pages: Sphinx, MyST for the Markdown and the notebooks, Furo for the looks."""
 
 from importlib import metadata
 
@@ -9,10 +9,11 @@ project = "tf-importance-sampling"
 author = "The tf-importance-sampling authors"
 release = metadata.version("tf-importance-sampling")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are shown as they were executed, by docs/notebooks/execute.py
 exclude_patterns = ["_build"]
 nitpicky = False  # TensorFlow and Keras have no inventory to look their names up in
 
