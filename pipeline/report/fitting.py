@@ -47,7 +47,8 @@ class TrainingReport(keras.callbacks.Callback):
 
     For models with one input and one output. The test loss is Keras's ``val_loss``: without ``validation_data`` the
     page has none. Seconds are those of training, validation left out. Raises ``ValueError`` where ``feedback`` has no
-    ``dynamics``, or x and y are not N, and ``ImportError`` without the extra ``report``.
+    ``dynamics``, x and y are not N, or the model has several
+    inputs or outputs, ``TypeError`` where x or y is no array, and ``ImportError`` without the extra ``report``.
     """
 
     def __init__(self, folder: str | Path, feedback: LossFeedback, x: Any, y: Any, *, name: str | None = None) -> None:
@@ -60,6 +61,11 @@ class TrainingReport(keras.callbacks.Callback):
                 "a report is made from what the loss of each sample did: give LossFeedback "
                 "dynamics=TrainingDynamics(len(sampler))"
             )
+        if isinstance(x, dict | list | tuple) or isinstance(y, dict | list | tuple):
+            raise TypeError(
+                "TrainingReport takes models with one input and one output, x and y as one array each, got "
+                f"{type(x).__name__} and {type(y).__name__}"
+            )
         self.path: Path | None = None
         self._folder, self._feedback, self._dynamics = Path(folder), feedback, feedback.dynamics
         self._x, self._y = np.asarray(x), np.asarray(y)
@@ -71,6 +77,16 @@ class TrainingReport(keras.callbacks.Callback):
         self._history: list[dict[str, Any]] = []
 
     # --- Keras calls these ---
+
+    def set_model(self, model: keras.Model) -> None:
+        """Refuse a model of several inputs or outputs before anything is trained."""
+        inputs, outputs = (len(getattr(model, name, None) or [0]) for name in ("inputs", "outputs"))
+        if inputs > 1 or outputs > 1 or isinstance(model.loss, dict | list | tuple):
+            raise ValueError(
+                f"TrainingReport takes models with one input and one output; {model.name!r} has {inputs} and "
+                f"{outputs}: leave this callback out, or report of one with TrainingDynamics"
+            )
+        super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
         self._clock, self._history = Clock(), []
@@ -116,6 +132,7 @@ class TrainingReport(keras.callbacks.Callback):
         last = self._history[-1] if self._history else {}
         sampler = self._feedback.sampler
         return {
+            "program": "fit",
             "sampling": "uniform" if type(sampler).__name__ == "UniformSampler" else "importance",
             "dataset": self._name,
             "model": self.model.name,

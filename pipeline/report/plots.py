@@ -105,7 +105,9 @@ def losses_on_test(curves: Mapping[str, Sequence[Row]], across: str, theme: Them
         points = [row for row in rows if "test_loss" in row and across in row]
         where = [row[across] for row in points]
         losses = [max(row["test_loss"], LEAST) for row in points]
-        panel.plot(where, losses, color=color, linestyle=DASHES[place % len(DASHES)], linewidth=1.8, label=name)
+        marker = "o" if len(points) == 1 else ""  # a line of one point is none
+        dashes = DASHES[place % len(DASHES)]
+        panel.plot(where, losses, color=color, linestyle=dashes, linewidth=1.8, marker=marker, label=name)
         if points and all("lowest" in row for row in points):
             low, high = ([max(row[end], LEAST) for row in points] for end in ("lowest", "highest"))
             panel.fill_between(where, low, high, color=color, alpha=0.15, lw=0)
@@ -122,12 +124,12 @@ def losses_over_time(rows: Sequence[Row], theme: Theme) -> Figure:
     figure, (panel,) = _new(theme)
     steps = [row["step"] for row in rows]
     values = {name: np.maximum([row[name] for row in rows], LEAST) for name in rows[0] if name != "step"}
-    color = theme.lines[0]
+    color, marker = theme.lines[0], "o" if len(rows) == 1 else ""
     panel.fill_between(steps, values["loss_0.05"], values["loss_0.95"], color=color, alpha=0.2, lw=0, label="5 - 95 %")
     panel.fill_between(steps, values["loss_0.25"], values["loss_0.75"], color=color, alpha=0.4, lw=0, label="25 - 75 %")
-    panel.plot(steps, values["loss_0.5"], color=color, linewidth=1.8, label="median")
-    panel.plot(steps, values["mean"], color=theme.lines[1], linestyle="--", linewidth=1.8, label="mean")
-    panel.plot(steps, values["loss_1"], color=theme.ink, linestyle=":", linewidth=1.2, label="highest")
+    panel.plot(steps, values["loss_0.5"], color=color, linewidth=1.8, marker=marker, label="median")
+    panel.plot(steps, values["mean"], color=theme.lines[1], ls="--", lw=1.8, marker=marker, label="mean")
+    panel.plot(steps, values["loss_1"], color=theme.ink, linestyle=":", lw=1.2, marker=marker, label="highest")
     panel.set_yscale("log")
     panel.set_xlabel("steps")
     panel.set_ylabel("loss of a sample")
@@ -147,12 +149,11 @@ def sampling(history: Sequence[Row], theme: Theme) -> Figure:
     for place, (panel, (name, label)) in enumerate(zip(panels, wanted.items(), strict=True)):
         panel.plot(steps, [row.get(name, np.nan) for row in history], color=theme.lines[place], marker=".", lw=1.6)
         panel.set_ylabel(label, fontsize=9)
-        by_priority = np.array([row.get("by_priority", 0.0) > 0.5 for row in history])
-        if by_priority.any():
-            panel.fill_between(
-                steps, 0, 1, where=by_priority, step="pre", transform=panel.get_xaxis_transform(), color=theme.lines[2],
-                alpha=0.15, lw=0, label="by priority",
-            )  # fmt: skip
+        label_once: str | None = "by priority"
+        for begin, row in zip([0.0, *steps], history, strict=False):
+            if row.get("by_priority", 0.0) > 0.5:
+                panel.axvspan(begin, row["step"], color=theme.lines[2], alpha=0.15, lw=0, label=label_once)
+                label_once = None
     panels[0].set_ylim(0.0, 1.05)
     panels[2].axhline(1.0, color=theme.ink, linewidth=0.8, linestyle=":")
     if any(row.get("by_priority", 0.0) > 0.5 for row in history):

@@ -70,7 +70,7 @@ def _of_test_loss(run: Run, uniform: Run | None) -> Section:
             f"At the end the test loss was {number(ours)}, and {number(theirs)} in the {name} run beside it. One run "
             "of each shows no more than that; whether it is chance, train.py --compare tells over several seeds."
         )
-    else:
+    elif run.summary.get("program") != "fit":
         said.append(
             "There is no uniform run beside it to hold it against. train.py --compare uniform,importance trains both, "
             "over several seeds."

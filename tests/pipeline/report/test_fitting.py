@@ -64,6 +64,7 @@ def test_images(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     for part in ("Does it learn?", "What were the draws worth?", "The hardest samples", "Labels that may be wrong"):
         assert part in page
+    assert "no uniform run beside it" not in page  # which would name train.py
     before = page
     assert report(tmp_path).read_text() == before
 
@@ -126,3 +127,17 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         TrainingReport(tmp_path, LossFeedback(model, sampler), x, x)
     with pytest.raises(ValueError, match="the 10 samples"):
         TrainingReport(tmp_path, LossFeedback(model, sampler, dynamics=TrainingDynamics(10)), x[1:], x)
+    with pytest.raises(TypeError, match="one input and one output, x and y as one array each, got ndarray and dict"):
+        TrainingReport(tmp_path, LossFeedback(model, sampler, dynamics=TrainingDynamics(10)), x, {"a": x})
+
+
+def test_several_outputs_are_refused_before_the_training(tmp_path: Path) -> None:
+    put = keras.Input((1,))
+    two = keras.Model(put, {"a": keras.layers.Dense(1, name="a")(put), "b": keras.layers.Dense(1, name="b")(put)})
+    two.compile("sgd", loss={"a": "mse", "b": "mse"})
+    sampler, x = ImportanceSampler(10), np.zeros((10, 1))
+    feedback = LossFeedback(two, sampler, dynamics=TrainingDynamics(10))
+    train = importance_dataset((x, {"a": x, "b": x}), sampler, 5)
+    with pytest.raises(ValueError, match="has 1 and 2: leave this callback out"):
+        two.fit(train, callbacks=[feedback, TrainingReport(tmp_path, feedback, x, x)], shuffle=False, verbose=0)
+    assert sampler.summary()["updates"] == 0
