@@ -200,7 +200,10 @@ def test_install_goes_on_after_a_failure(
     monkeypatch.setattr(install, "find_interpreter", lambda: "python")
     monkeypatch.setattr(install.subprocess, "run", run)
     assert install.main() == 1
-    assert capsys.readouterr().out.splitlines() == ["[1/2] first: not installed: no such version", "[2/2] second: ready"]
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/2] first: not installed: no such version",
+        "[2/2] second: ready",
+    ]
     before = len(calls)
     assert install.main(["second"]) == 0  # it is there already
     assert len(calls) == before
