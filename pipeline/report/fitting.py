@@ -99,7 +99,8 @@ class TrainingReport(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
         logs = logs or {}
-        step, seconds = int(self.model.optimizer.iterations), self._clock.lap()
+        step = int(keras.ops.convert_to_tensor(self.model.optimizer.iterations))
+        seconds = self._clock.lap()
         row = {"epoch": epoch + 1, "step": step, "seconds": seconds, "loss": float(logs["loss"])}
         tested = {"test_loss": logs.get("val_loss"), "test_accuracy": _accuracy(logs)}
         self._history.append({**row, **tested, **self._feedback.of_epoch()})
