@@ -325,7 +325,7 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
 
     def begin(logs: dict[str, Any] | None) -> None:
         nonlocal done
-        done = int(keras.ops.convert_to_tensor(plan.model.optimizer.iterations))  # of several replicas, too
+        done = int(plan.model.optimizer.iterations.value.numpy())  # of several replicas, too
 
     def step(batch: int, logs: dict[str, Any] | None) -> None:
         nonlocal done

@@ -60,7 +60,7 @@ class SamplingBoard(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(str(folder))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
-        step = int(keras.ops.convert_to_tensor(self.model.optimizer.iterations))
+        step = int(self.model.optimizer.iterations.value.numpy())
         with self._writer.as_default(step=step):
             for name, value in (logs or {}).items():
                 if name != "sampling/milliseconds":

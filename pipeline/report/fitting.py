@@ -99,7 +99,7 @@ class TrainingReport(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
         logs = logs or {}
-        step = int(keras.ops.convert_to_tensor(self.model.optimizer.iterations))
+        step = int(self.model.optimizer.iterations.value.numpy())
         seconds = self._clock.lap()
         row = {"epoch": epoch + 1, "step": step, "seconds": seconds, "loss": float(logs["loss"])}
         tested = {"test_loss": logs.get("val_loss"), "test_accuracy": _accuracy(logs)}
