@@ -3,7 +3,7 @@
     python -m benchmarks.learning                               # 80 minutes on two cores
     python -m benchmarks.learning --tasks checker,peaks --methods uniform,importance --seeds 3
     python -m benchmarks.learning --quick                       # to see that it works; its figures mean nothing
-    python -m benchmarks.learning --report                      # the tables and the picture again
+    python -m benchmarks.learning --report                      # the tables and the pictures again
 
 1. *Learning rates*: each method with each rate of the task's grid, on seeds that are used for nothing else; the rate
    with the least mean test loss is the method's own. Where fewer steps are tried, the grid is run at half of the
@@ -38,7 +38,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks import learning_report
+from benchmarks import learning_curves, learning_plot, learning_report
 from benchmarks.learning_study import Job, Row, Study
 from benchmarks.learning_tasks import ALL, TASKS
 from benchmarks.measuring import aside
@@ -160,13 +160,13 @@ def study_of(options: Options, rows: Sequence[Row] = ()) -> Study:
 
 
 def _drawn(study: Study, picture: Path) -> str:
-    """Draw the picture; what to say of it."""
+    """Draw the picture of all tasks, and those of one each; what to say of them."""
     try:
-        from benchmarks.learning_plot import draw
+        learning_plot.draw(study, picture)
+        drawn = [picture, *learning_curves.curves(study, picture)]
     except ImportError as error:
         return f"Not plotted ({error}; the extra plots has it)."
-    draw(study, picture)
-    return f"The picture is {picture.name}."
+    return f"Pictures: {', '.join(path.name for path in drawn)}."
 
 
 def _run_missing(study: Study, options: Options, path: Path, make_worker: Callable[[int], Any]) -> None:

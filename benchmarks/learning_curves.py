@@ -2,6 +2,8 @@
 
     gain, none = curves(study, path)    # paths beside the results: learning_gain.png, learning_none.png
 
+``python -m benchmarks.learning --report`` draws them, too.
+
 The test loss in the course of the training, against steps and against seconds of training, for uniform draws and two
 ways of draws by loss. Runs of the whole budget, each at its method's own learning rate: the median of the seeds, and
 shaded from the least to the largest of them. The rows are those of ``benchmarks.learning``.
@@ -50,7 +52,7 @@ def draw(study: Study, task: str, title: str, path: Path) -> None:
     figure = drawing.figure_of(10.0, 3.9)
     by_steps, by_seconds = figure.subplots(1, 2, sharey=True)
     for method, style in STYLES.items():
-        rows = study.found(task, method, study.tasks[task].steps)
+        rows = [row for row in study.found(task, method, study.tasks[task].steps) if row["curve"]]  # none: diverged
         if rows:
             _line(by_steps, rows, style, 0)
             _line(by_seconds, rows, style, 1)
