@@ -318,7 +318,7 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
     """A callback that shows how far the training is: a bar on a terminal, else lines, some ten of them for epochs."""
     import keras
 
-    from pipeline.progress import counting
+    from pipeline.progress import counting, on_terminal
 
     steps_each = -(-plan.epoch_samples // plan.config.batch_size)
     epochs, done = -(-plan.steps // steps_each), 0
@@ -338,7 +338,7 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
 
     with counting(doing, plan.steps, "steps") as tell:
         hooks: dict[str, Any] = {"on_train_begin": begin, "on_train_batch_end": step}
-        if not (sys.stderr is not None and sys.stderr.isatty()):
+        if not on_terminal():
             hooks["on_epoch_end"] = _line_writer(epochs, lambda: plan.model.stop_training)
         yield keras.callbacks.LambdaCallback(**hooks)
 

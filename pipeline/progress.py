@@ -77,9 +77,14 @@ class _Shown:
                 self.bar.stop()
 
 
+def on_terminal() -> bool:
+    """Whether what is shown goes to a terminal, and not into a file or nowhere."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def _bar(what: Callable[[], str], total: int) -> Any:
     """A bar that has begun, None where there is no terminal or no ``rich``."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not on_terminal():
         return None
     try:
         from rich.console import Console

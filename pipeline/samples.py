@@ -76,7 +76,7 @@ class Samples:
         """The same of arrays: the inputs (N, ...), and the others as the attributes have them."""
         shown = np.union1d(hardest(loss)[:SHOWN], hardest(columns["mean"])[:SHOWN])
         of_model: dict[str, Any] = {"y": y, "loss": loss, "prediction": prediction}
-        kept: dict[str, Any] = {"shown": shown, "shown_x": _plain(x[shown]), "num_classes": num_classes}
+        kept: dict[str, Any] = {"shown": shown, "shown_x": as_text(x[shown]), "num_classes": num_classes}
         return cls(**of_model, **kept, **dict[str, Any](columns))
 
     def write(self, path: Path) -> None:
@@ -96,9 +96,9 @@ class Samples:
         return samples
 
 
-def _plain(x: Array) -> Array:
-    """Texts of any length, which are objects in NumPy, as text: the file holds no objects."""
-    if x.dtype.kind != "O":
+def as_text(x: Array) -> Array:
+    """Texts in NumPy's own type where they are bytes, or objects as those of any length are; others as they are."""
+    if x.dtype.kind not in "OS":
         return x
     words = [part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part) for part in x.reshape(-1)]
     return np.array(words, str).reshape(x.shape)

@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from pipeline.evaluation import SLICE
 from pipeline.feedback import LossFeedback
 from pipeline.losses import per_sample_loss
 from pipeline.recording import Clock
 from pipeline.report.writing import report
 from pipeline.results import to_csv, to_json, write_whole
 from pipeline.samples import Samples, columns_of
-
-SLICE = 512  # samples a forward pass
+from sampler import UniformSampler
 
 Array = npt.NDArray[Any]
 
@@ -47,8 +47,8 @@ class TrainingReport(keras.callbacks.Callback):
 
     For models with one input and one output. The test loss is Keras's ``val_loss``: without ``validation_data`` the
     page has none. Seconds are those of training, validation left out. Raises ``ValueError`` where ``feedback`` has no
-    ``dynamics``, x and y are not N, or the model has several
-    inputs or outputs, ``TypeError`` where x or y is no array, and ``ImportError`` without the extra ``report``.
+    ``dynamics``, x and y are not N, or the model has several inputs or outputs, ``TypeError`` where x or y is no array,
+    and ``ImportError`` without the extra ``report``.
     """
 
     def __init__(self, folder: str | Path, feedback: LossFeedback, x: Any, y: Any, *, name: str | None = None) -> None:
@@ -134,7 +134,7 @@ class TrainingReport(keras.callbacks.Callback):
         sampler = self._feedback.sampler
         return {
             "program": "fit",
-            "sampling": "uniform" if type(sampler).__name__ == "UniformSampler" else "importance",
+            "sampling": "uniform" if isinstance(sampler, UniformSampler) else "importance",
             "dataset": self._name,
             "model": self.model.name,
             "parameters": self.model.count_params(),

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.samples import as_text
+
 LONGEST = 200  # characters of a text that are shown
 Array = npt.NDArray[Any]
 
@@ -144,9 +146,9 @@ def image(x: Array) -> bytes | None:
 
 def text(x: Array) -> str:
     """An input that is no image, in a line: its text, or its numbers, those of a row of tokens without the padding."""
-    flat = x.reshape(-1)
-    if flat.dtype.kind in "OSU":
-        words = " | ".join(part.decode("utf-8", "replace") if isinstance(part, bytes) else f"{part}" for part in flat)
+    flat = as_text(x).reshape(-1)
+    if flat.dtype.kind == "U":
+        words = " | ".join(flat)
         return words if len(words) <= LONGEST else words[: LONGEST - 3] + "..."
     if flat.dtype.kind in "iu":
         flat = flat[flat != 0]
