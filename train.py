@@ -319,13 +319,14 @@ def progress(plan: Plan) -> Iterator[keras.callbacks.Callback]:
     import keras
 
     from pipeline.progress import counting, on_terminal
+    from pipeline.recording import steps_of
 
     steps_each = -(-plan.epoch_samples // plan.config.batch_size)
     epochs, done = -(-plan.steps // steps_each), 0
 
     def begin(logs: dict[str, Any] | None) -> None:
         nonlocal done
-        done = int(plan.model.optimizer.iterations.value.numpy())  # of several replicas, too
+        done = steps_of(plan.model)
 
     def step(batch: int, logs: dict[str, Any] | None) -> None:
         nonlocal done

@@ -10,8 +10,9 @@ The loss is the task's own, whatever the model was trained on, and the model is 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -75,12 +76,18 @@ class Evaluator:
 
     def each(self, x: Array, y: Array) -> Each:
         """The loss of each of M ≥ 1 samples, and what the model takes it for."""
-        parts = [self._forward(x[first : first + SLICE], y[first : first + SLICE]) for first in range(0, len(x), SLICE)]
-        return Each(*(np.concatenate([part.numpy() for part in column]) for column in zip(*parts, strict=True)))
+        return Each(*by_slices(self._forward, x, y))
 
     def _evaluate(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         output = tf.cast(self.model(x, training=False), tf.float32)  # whatever the model computes in
         return self._loss(y, output), tf.argmax(output, axis=-1) if self._classes else output
+
+
+def by_slices(of_slice: Callable[[Array, Array], tuple[Any, Any]], x: Array, y: Array) -> tuple[Array, Array]:
+    """What ``of_slice`` gives for slices of x and y (M, ...), M ≥ 1, put together."""
+    parts = [of_slice(x[first : first + SLICE], y[first : first + SLICE]) for first in range(0, len(x), SLICE)]
+    first, second = (np.concatenate([np.asarray(part) for part in column]) for column in zip(*parts, strict=True))
+    return first, second
 
 
 def _worst_class(hits: Array, y: Array) -> float:

@@ -54,6 +54,11 @@ class Clock:
         self._since = time.perf_counter()
 
 
+def steps_of(model: keras.Model) -> int:
+    """The steps that its optimizer has done, whether it has one replica or several."""
+    return int(model.optimizer.iterations.value.numpy())
+
+
 class Recorder(keras.callbacks.Callback):
     """Counts steps and seconds, evaluates at the end of every epoch and every so many steps, and ends the training.
 

@@ -10,7 +10,6 @@ Nothing in the file is run when it is read: no pickle.
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,8 +27,22 @@ if TYPE_CHECKING:
 
 SHOWN = 48  # samples by each order whose inputs are kept, to be looked at
 KNOWN = ("drawn", "mean", "deviation", "weight", "weight_squares", "age")  # of each by the process that draws it alone
+WHOLE, REAL, ANY = "biu", "f", "biufU"  # kinds of dtypes
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # of which kinds, with how many axes
+    **dict.fromkeys(("y", "prediction"), (WHOLE + REAL, (1, 2))),
+    **dict.fromkeys(("loss", "mean", "deviation", "weight", "weight_squares"), (REAL, (1,))),
+    **dict.fromkeys(("drawn", "age", "shown"), (WHOLE, (1,))),
+    **{"shown_x": (ANY, tuple(range(1, 33))), "num_classes": (WHOLE, (0,))},
+}
 Array = npt.NDArray[Any]
 Columns = dict[str, Array]
+
+
+class NotSamples(ValueError):
+    """A file that holds something else than samples of a training, and what."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(f"{path} holds no samples of a training: {why}")
 
 
 @dataclass(frozen=True)
@@ -85,14 +98,19 @@ class Samples:
 
     @classmethod
     def read(cls, path: Path) -> Samples:
-        """Read what ``write`` has written; ``ValueError`` for another file, ``OSError`` where there is none."""
-        found = read_arrays(path, [field.name for field in fields(cls)])
-        arrays: dict[str, Any] = {**found, "num_classes": int(found["num_classes"])}
-        samples = cls(**arrays)
-        columns = {field.name for field in fields(cls)} - {"shown", "shown_x", "num_classes"}
-        sizes = {name: len(getattr(samples, name)) for name in columns}
-        if len(set(sizes.values())) > 1 or len(samples.shown) != len(samples.shown_x):
-            raise ValueError(f"{path} holds no samples of a training: its columns are of different lengths, {sizes}")
+        """Read what ``write`` has written; ``NotSamples`` for another file, ``OSError`` where there is none."""
+        arrays: dict[str, Any] = read_arrays(path, [field.name for field in fields(cls)])
+        for name, (kinds, axes) in COLUMNS.items():
+            if arrays[name].dtype.kind not in kinds or arrays[name].ndim not in axes:
+                raise NotSamples(path, f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
+        samples = cls(**{**arrays, "num_classes": int(arrays["num_classes"])})
+        sizes = {name: len(arrays[name]) for name in COLUMNS.keys() - {"shown", "shown_x", "num_classes"}}
+        if set(sizes.values()) != {len(samples)} or not len(samples) or len(samples.shown) != len(samples.shown_x):
+            raise NotSamples(path, f"its columns are empty or of different lengths, {sizes}")
+        if not all(0 <= index < len(samples) for index in samples.shown):
+            raise NotSamples(path, f"it shows samples outside 0 to {len(samples) - 1}")
+        if samples.num_classes and {samples.y.ndim, samples.prediction.ndim} != {1}:
+            raise NotSamples(path, f"of {samples.num_classes} classes, but y has shape {samples.y.shape}")
         return samples
 
 
@@ -131,12 +149,13 @@ def write_arrays(path: Path, arrays: Columns) -> None:
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> Columns:
-    """These arrays of a file; ``ValueError`` where it has them not, ``OSError`` where there is none. No pickle."""
+    """These arrays of a file; ``NotSamples`` where it has them not, ``OSError`` where there is none. No pickle."""
+    buffer = io.BytesIO(path.read_bytes())
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with np.load(buffer, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} holds no samples of a training: {error}") from error
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds for bytes that are no arrays
+        raise NotSamples(path, f"{type(error).__name__}: {error}") from error
 
 
 def hardest(losses: Array) -> npt.NDArray[np.int64]:

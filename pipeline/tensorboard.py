@@ -21,6 +21,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from pipeline.dynamics import TrainingDynamics
+from pipeline.recording import steps_of
 from pipeline.samples import hardest
 
 SHOWN = 16  # images
@@ -60,7 +61,7 @@ class SamplingBoard(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(str(folder))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
-        step = int(self.model.optimizer.iterations.value.numpy())
+        step = steps_of(self.model)
         with self._writer.as_default(step=step):
             for name, value in (logs or {}).items():
                 if name != "sampling/milliseconds":

@@ -37,7 +37,7 @@ class Group:
         error: the standard error of ``weighted``.
         loss: the mean at the end.
         accuracy: at the end, of a class.
-        rare: whether a class has fewer than half of the samples that it would have if all had the same.
+        rare: whether a class has fewer than half of the samples that it would have if all that occur had the same.
     """
 
     name: str
@@ -59,7 +59,9 @@ class Group:
 def groups(samples: Samples) -> list[Group]:
     """The classes in their order, or for quantities tenths by mean loss, the easiest first."""
     if samples.num_classes:
-        return [_group(samples, f"{k}", samples.y == k) for k in np.unique(samples.y)]
+        classes = np.unique(samples.y)
+        rare = RARE * len(samples) / len(classes)
+        return [_group(samples, f"{k}", samples.y == k, rare=(samples.y == k).sum() < rare) for k in classes]
     order = hardest(samples.mean)[::-1]
     parts = np.array_split(order, min(PARTS, len(order)))
     found = []
@@ -70,10 +72,9 @@ def groups(samples: Samples) -> list[Group]:
     return found
 
 
-def _group(samples: Samples, name: str, chosen: Array) -> Group:
+def _group(samples: Samples, name: str, chosen: Array, *, rare: bool = False) -> Group:
     draws, weight = max(float(samples.drawn.sum()), 1.0), max(float(samples.weight.sum(dtype=np.float64)), 1e-30)
-    count, even = int(chosen.sum()), len(samples) / max(samples.num_classes, 1)
-    classes = samples.num_classes > 0
+    count = int(chosen.sum())
     return Group(
         name=name,
         count=count,
@@ -82,8 +83,8 @@ def _group(samples: Samples, name: str, chosen: Array) -> Group:
         weighted=float(samples.weight[chosen].sum(dtype=np.float64)) / weight,
         error=float(np.sqrt(samples.weight_squares[chosen].sum(dtype=np.float64))) / weight,
         loss=float(samples.loss[chosen].mean(dtype=np.float64)),
-        accuracy=float((samples.prediction[chosen] == samples.y[chosen]).mean()) if classes else None,
-        rare=classes and count < RARE * even,
+        accuracy=float((samples.prediction[chosen] == samples.y[chosen]).mean()) if samples.num_classes else None,
+        rare=rare,
     )
 
 

@@ -12,6 +12,7 @@ it needs.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from pipeline.evaluation import SLICE
+from pipeline.evaluation import by_slices
 from pipeline.feedback import LossFeedback
-from pipeline.losses import per_sample_loss
-from pipeline.recording import Clock
+from pipeline.losses import loss_of
+from pipeline.recording import Clock, steps_of
 from pipeline.report.writing import report
 from pipeline.results import to_csv, to_json, write_whole
 from pipeline.samples import Samples, columns_of
@@ -45,10 +46,15 @@ class TrainingReport(keras.callbacks.Callback):
         y: (N,) or (N, 1) int classes, (N, K) one-hot, or quantities.
         name: of the data set, for the title. None: the folder's.
 
-    For models with one input and one output. The test loss is Keras's ``val_loss``: without ``validation_data`` the
-    page has none. Seconds are those of training, validation left out. Raises ``ValueError`` where ``feedback`` has no
-    ``dynamics``, x and y are not N, or the model has several inputs or outputs, ``TypeError`` where x or y is no array,
-    and ``ImportError`` without the extra ``report``.
+    For models with one input and one output. The losses of samples are what the compiled loss says of each, that of a
+    sequence by its mean. The test loss is Keras's ``val_loss``, regularisers included: without ``validation_data`` the
+    page has none. Seconds are those of training, validation left out. A second ``fit`` goes on where the first ended.
+    After one that was interrupted, ``write()`` writes what is known.
+
+    Raises ``ValueError`` where ``feedback`` has no ``dynamics``, x and y are not N, or, before anything is trained, the
+    model has several inputs or outputs or no loss; ``TypeError`` where x or y is no array, ``OSError`` where the folder
+    cannot be made, and ``ImportError`` without the extra ``report``. Where the page cannot be written at the end there
+    is a ``RuntimeWarning``, and ``path`` stays None.
     """
 
     def __init__(self, folder: str | Path, feedback: LossFeedback, x: Any, y: Any, *, name: str | None = None) -> None:
@@ -86,10 +92,12 @@ class TrainingReport(keras.callbacks.Callback):
                 f"TrainingReport takes models with one input and one output; {model.name!r} has {inputs} and "
                 f"{outputs}: leave this callback out, or report of one with TrainingDynamics"
             )
+        loss_of(model)  # says what is wrong with the loss
+        self._folder.mkdir(parents=True, exist_ok=True)
         super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
-        self._clock, self._history = Clock(), []
+        self._clock.skip()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
         self._clock.lap()
@@ -98,16 +106,20 @@ class TrainingReport(keras.callbacks.Callback):
         self._clock.skip()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
-        logs = logs or {}
-        step = int(self.model.optimizer.iterations.value.numpy())
-        seconds = self._clock.lap()
-        row = {"epoch": epoch + 1, "step": step, "seconds": seconds, "loss": float(logs["loss"])}
+        logs, step = logs or {}, steps_of(self.model)
+        row = {"epoch": len(self._history) + 1, "step": step, "seconds": self._clock.lap(), "loss": float(logs["loss"])}
         tested = {"test_loss": logs.get("val_loss"), "test_accuracy": _accuracy(logs)}
         self._history.append({**row, **tested, **self._feedback.of_epoch()})
         self._dynamics.look(step)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.write()
+        except OSError as error:  # the model is trained, whatever becomes of its report
+            warnings.warn(f"there is no report in {self._folder}: {error}", RuntimeWarning, stacklevel=2)
+
+    def write(self) -> Path:
+        """Write the report of the training so far, and give its path; ``OSError`` where that fails."""
         samples = self._samples()
         samples.write(self._folder / "samples.npz")
         write_whole(self._folder / "history.csv", to_csv(self._history))
@@ -115,22 +127,26 @@ class TrainingReport(keras.callbacks.Callback):
         (self._folder / "curve.csv").unlink(missing_ok=True)
         write_whole(self._folder / "summary.json", to_json(self._summary(samples)))
         self.path = report(self._folder)
+        return self.path
 
     # --- what is known at the end ---
 
     def _samples(self) -> Samples:
-        losses_of = per_sample_loss(self.model.loss)
-        losses, outputs = [], []
-        for first in range(0, len(self._x), SLICE):
-            output = self.model.predict_on_batch(tf.convert_to_tensor(self._x[first : first + SLICE]))
-            losses.append(np.asarray(losses_of(self._y[first : first + SLICE], output), np.float32))
-            outputs.append(np.asarray(output, np.float32))
-        y, predictions, classes = as_classes(self._y, np.concatenate(outputs), self.model.loss)
+        losses_of = loss_of(self.model)
+
+        def of_slice(x: Array, y: Array) -> tuple[Array, Array]:
+            output = self.model(tf.convert_to_tensor(x), training=False)
+            losses = losses_of(tf.convert_to_tensor(y), output)
+            return np.asarray(losses, np.float32), _likeliest(y, np.asarray(tf.cast(output, tf.float32)))
+
+        losses, outputs = by_slices(of_slice, self._x, self._y)
+        y, predictions, classes = as_classes(self._y, outputs, self.model.loss)
         columns = columns_of(self._dynamics, self._feedback.sampler.ages())
-        return Samples.at_end(self._x, y, classes, np.concatenate(losses), predictions, columns)
+        return Samples.at_end(self._x, y, classes, losses, predictions, columns)
 
     def _summary(self, samples: Samples) -> dict[str, Any]:
         last = self._history[-1] if self._history else {}
+        tested: dict[str, Any] = next((row for row in reversed(self._history) if row["test_loss"] is not None), {})
         sampler = self._feedback.sampler
         return {
             "program": "fit",
@@ -143,8 +159,8 @@ class TrainingReport(keras.callbacks.Callback):
             "steps": last.get("step", 0),
             "seconds": self._clock.seconds,
             "train_loss": float(samples.loss.mean(dtype=np.float64)),
-            "test_loss": last.get("test_loss"),
-            "test_accuracy": last.get("test_accuracy"),
+            "test_loss": tested.get("test_loss"),
+            "test_accuracy": tested.get("test_accuracy"),
             "sampler": sampler.summary(),
         }
 
@@ -154,14 +170,38 @@ def _accuracy(logs: dict[str, Any]) -> float | None:
     return next((float(value) for name, value in logs.items() if name.startswith("val_") and "acc" in name), None)
 
 
+def _likeliest(y: Array, output: Array) -> Array:
+    """Of sequences or pictures of classes the likeliest at each place; else the output as it is."""
+    places = y.ndim > 1 and y.shape == output.shape[:-1] and output.shape[-1] > 1
+    return output.argmax(axis=-1).astype(np.float32) if places else output
+
+
 def as_classes(y: Array, outputs: Array, loss: Any) -> tuple[Array, Array, int]:
-    """Labels (N,) int64 and predictions (N,) int64 with the number of classes; of quantities as they are, and 0."""
-    squeezed = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if squeezed.ndim == 1 and np.issubdtype(squeezed.dtype, np.integer) and outputs.ndim == 2:
-        if outputs.shape[1] > 1:
-            return squeezed.astype(np.int64), outputs.argmax(axis=1), outputs.shape[1]
-        middle = 0.0 if getattr(loss, "from_logits", False) else 0.5
-        return squeezed.astype(np.int64), (outputs[:, 0] > middle).astype(np.int64), 2
-    if y.ndim == 2 and y.shape == outputs.shape and y.shape[1] > 1 and set(np.unique(y)) <= {0, 1}:
-        return y.argmax(axis=1), outputs.argmax(axis=1), y.shape[1]
+    """Labels (N,) int64 and predictions (N,) int64 with the number of classes; of quantities (N, D) float32, and 0.
+
+    Classes are whole numbers where the model has an output for each; one-hot labels; and 0 and 1, or -1 and 1, under a
+    loss of two classes.
+    """
+    labels = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    width = outputs.shape[1] if outputs.ndim == 2 else int(outputs.ndim == 1)
+    if labels.ndim == 1 and width > 1 and (labels == np.floor(labels)).all() and labels.max() < width:
+        return labels.astype(np.int64), outputs.argmax(axis=1), width
+    if labels.ndim == 1 and width == 1 and (middle := _middle(loss)) is not None:
+        found = set(np.unique(labels).tolist())
+        if found <= {0, 1} or found <= {-1, 1}:
+            return (labels > 0).astype(np.int64), (outputs.reshape(-1) > middle).astype(np.int64), 2
+    if labels.ndim == 2 and y.shape == outputs.shape and ((y == 1).sum(axis=1) == 1).all() and (y != 0).sum() == len(y):
+        return y.argmax(axis=1), outputs.argmax(axis=1), width
     return y.astype(np.float32).reshape(len(y), -1), outputs.reshape(len(outputs), -1), 0
+
+
+def _middle(loss: Any) -> float | None:
+    """From which output on a loss of two classes takes a sample for the second; None for other losses."""
+    resolved = keras.losses.get(loss) if isinstance(loss, str) else loss
+    name = getattr(resolved, "__name__", "")
+    if isinstance(resolved, keras.losses.Hinge | keras.losses.SquaredHinge) or name in {"hinge", "squared_hinge"}:
+        return 0.0
+    crossentropies = keras.losses.BinaryCrossentropy | keras.losses.BinaryFocalCrossentropy
+    if isinstance(resolved, crossentropies) or name in {"binary_crossentropy", "binary_focal_crossentropy"}:
+        return 0.0 if getattr(resolved, "from_logits", False) else 0.5
+    return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from typing import Any
 from pipeline.samples import Samples
 
 Row = dict[str, float]
+
+NUMBER = (int, float)
+NEEDED = {"sampling": str, "dataset": str, "model": str, "parameters": int, "steps": int, "seconds": NUMBER}
+OF_TEST = {"test_loss": NUMBER, "test_accuracy": NUMBER, "worst_class_accuracy": NUMBER}
+MAY_HAVE = {**OF_TEST, "train_loss": NUMBER, "learning_rate": NUMBER, "sampler": dict}
+OF_SAMPLER = {"gate_open": bool, "gate_gain": NUMBER}
+OF_LOSSES = {"step", "mean", "loss_0.05", "loss_0.25", "loss_0.5", "loss_0.75", "loss_0.95", "loss_1"}
 
 
 class NoReport(ValueError):
@@ -49,14 +57,17 @@ class Run:
         summary = json_of(folder / "summary.json")
         if summary is None:
             raise NoReport(_what_is_there(folder))
-        history, curve = rows_of(folder / "history.csv"), rows_of(folder / "curve.csv")
+        checked(folder / "summary.json", summary, NEEDED, MAY_HAVE)
+        checked(folder / "summary.json", summary.get("sampler") or {}, {}, OF_SAMPLER)
+        history = rows_of(folder / "history.csv", {"epoch", "step"})
+        curve = rows_of(folder / "curve.csv", {"step", "seconds"})
         try:
             samples = Samples.read(folder / "samples.npz")
         except FileNotFoundError:
             samples = None
         except ValueError as error:
             raise NoReport(str(error)) from error
-        return cls(folder, summary, history, curve or history, rows_of(folder / "losses.csv"), samples)
+        return cls(folder, summary, history, curve or history, rows_of(folder / "losses.csv", OF_LOSSES), samples)
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,11 @@ class Compared:
         result = json_of(folder / "comparison.json")
         if result is None:
             return None
+        checked(folder / "comparison.json", result, {"methods": list, "seeds": list}, {})
+        if not all(isinstance(method, str) for method in result["methods"]):
+            raise NoReport(f"{folder / 'comparison.json'} holds no result: its methods have no names")
+        rows_of(folder / "curves.csv", {"step", "seconds"}, texts={"method"})
+        rows_of(folder / "comparison.csv", {"seed"}, texts={"method"})
         return cls(folder, result, fields_of(folder / "comparison.csv"), fields_of(folder / "curves.csv"))
 
 
@@ -83,27 +99,49 @@ def json_of(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NoReport(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise NoReport(f"{path} holds no result")
     return found
 
 
+def checked(path: Path, found: Mapping[str, Any], needed: Mapping[str, Any], may_have: Mapping[str, Any]) -> None:
+    """``NoReport`` where ``found`` lacks what is needed, or has something of another type; None stands for NaN."""
+    for name, kind in {**needed, **may_have}.items():
+        value = found.get(name)
+        if not (isinstance(value, kind) or (value is None and name in may_have)):
+            raise NoReport(f"{path} holds no result: {name} is {value!r:.80}")
+
+
 def fields_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file as text, none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def rows_of(path: Path) -> list[Row]:
-    """The rows of a CSV file as numbers; what is empty is left out of its row."""
+    """The rows of a CSV file as text, none where there is no file; ``NoReport`` for one that cannot be read."""
     try:
-        return [{name: float(value) for name, value in row.items() if value} for row in fields_of(path)]
-    except (ValueError, TypeError) as error:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        raise NoReport(f"{path} cannot be read: {error}") from error
+    if any(None in row or None in row.values() for row in rows):
+        raise NoReport(f"{path} cannot be read: its rows are of different lengths")
+    return rows
+
+
+def rows_of(path: Path, needed: Set[str] = frozenset(), texts: Set[str] = frozenset()) -> list[Row]:
+    """The rows of a CSV file as numbers, without ``texts``; what is empty is left out of its row.
+
+    ``NoReport`` where there is anything else in it, or a row has not what is ``needed``.
+    """
+    fields = fields_of(path)
+    try:
+        rows = [{name: float(value) for name, value in row.items() if value and name not in texts} for row in fields]
+    except ValueError as error:
         raise NoReport(f"{path} holds something that is no number: {error}") from error
+    for row, found in zip(rows, fields, strict=True):
+        if missing := sorted((needed - row.keys()) | (texts - found.keys())):
+            raise NoReport(f"{path} has a row without {', '.join(missing)}")
+    return rows
 
 
 def _what_is_there(folder: Path) -> str:

@@ -150,7 +150,7 @@ def text(x: Array) -> str:
     if flat.dtype.kind == "U":
         words = " | ".join(flat)
         return words if len(words) <= LONGEST else words[: LONGEST - 3] + "..."
-    if flat.dtype.kind in "iu":
-        flat = flat[flat != 0]
+    if flat.dtype.kind in "iu" and flat.any():
+        flat = np.trim_zeros(flat)
     shown = ", ".join(f"{value:.3g}" for value in flat[:12])
     return shown + (f", ... ({flat.size} in all)" if flat.size > 12 else "")

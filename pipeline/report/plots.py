@@ -88,6 +88,11 @@ def _new(theme: Theme, rows: int = 1, height: float = HEIGHT, *, names: bool = F
     return figure, panels
 
 
+def _plain(name: str) -> str:
+    """A name of the user's, in which matplotlib is to see no formula."""
+    return name.replace("$", r"\$")
+
+
 def _legend(panel: Axes, theme: Theme, **options: Any) -> None:
     panel.legend(frameon=False, labelcolor=theme.ink, fontsize=9, **options)
 
@@ -107,7 +112,7 @@ def losses_on_test(curves: Mapping[str, Sequence[Row]], across: str, theme: Them
         losses = [max(row["test_loss"], LEAST) for row in points]
         marker = "o" if len(points) == 1 else ""  # a line of one point is none
         dashes = DASHES[place % len(DASHES)]
-        panel.plot(where, losses, color=color, linestyle=dashes, linewidth=1.8, marker=marker, label=name)
+        panel.plot(where, losses, color=color, linestyle=dashes, linewidth=1.8, marker=marker, label=_plain(name))
         if points and all("lowest" in row for row in points):
             low, high = ([max(row[end], LEAST) for row in points] for end in ("lowest", "highest"))
             panel.fill_between(where, low, high, color=color, alpha=0.15, lw=0)

@@ -12,27 +12,26 @@ from pipeline.report.folder import Row, Run
 from pipeline.report.page import Page, Section, Table
 from pipeline.report.samples import of_ages, of_groups, of_hardest, of_map, of_suspects
 from pipeline.report.words import loss_pictures, number, percent, picture
+from pipeline.samples import Samples
+
+OF_SAMPLING = ("effective_fraction", "max_weight", "gain", "by_priority")  # columns of the history
 
 
 def of_run(run: Run, uniform: Run | None) -> Page:
     """The page of one training."""
     summary = run.summary
     sections = [_of_test_loss(run, uniform)] if _tested(run) else []
-    if run.history and "by_priority" in run.history[-1]:
+    if run.history and {*OF_SAMPLING} <= run.history[-1].keys():
         sections.append(_of_sampling(run))
     if run.losses:
         sections.append(_of_losses(run))
     if run.samples is not None:
-        found = groups(run.samples)
-        sections += [of_groups(run.samples, found), of_map(run.samples)]
-        if run.samples.num_classes:
-            sections.append(of_suspects(run.samples))
-        sections += [of_hardest(run.samples), of_ages(run.samples)]
+        sections += _of_samples(run.samples)
     facts = {
         "test loss": number(summary.get("test_loss")),
         "test accuracy": percent(summary.get("test_accuracy")),
         "worst class": percent(summary.get("worst_class_accuracy")),
-        "training loss": number(summary["train_loss"]),
+        "training loss": number(summary.get("train_loss")),
         "steps": f"{summary['steps']:,}",
         "training took": f"{summary['seconds']:.1f} s",
     }
@@ -44,11 +43,25 @@ def of_run(run: Run, uniform: Run | None) -> Page:
     )
 
 
+def _of_samples(samples: Samples) -> list[Section]:
+    """What there is to say of single samples; of those that were never drawn only their losses at the end."""
+    if not samples.drawn.any():
+        return [of_hardest(samples)]
+    suspected = [of_suspects(samples)] if samples.num_classes else []
+    return [
+        of_groups(samples, groups(samples)),
+        of_map(samples),
+        *suspected,
+        of_hardest(samples),
+        of_ages(samples),
+    ]
+
+
 def _subtitle(summary: dict[str, Any]) -> str:
     said = [f"{summary['model']} with {summary['parameters']:,} parameters"]
     if "batch_size" in summary:
         said.append(f"batches of {summary['batch_size']}")
-    said.append(f"learning rate {summary['learning_rate']:g}")
+    said.append(f"learning rate {number(summary.get('learning_rate'))}")
     if "seed" in summary:
         said.append(f"seed {summary['seed']}")
     return ", ".join(said)
@@ -65,7 +78,7 @@ def _of_test_loss(run: Run, uniform: Run | None) -> Section:
     if uniform is not None:
         name = str(uniform.summary["sampling"])
         curves[name if name not in curves else f"{name} ({uniform.folder.name})"] = _tested(uniform)
-        ours, theirs = run.summary["test_loss"], uniform.summary["test_loss"]
+        ours, theirs = run.summary.get("test_loss"), uniform.summary.get("test_loss")
         said.append(
             f"At the end the test loss was {number(ours)}, and {number(theirs)} in the {name} run beside it. One run "
             "of each shows no more than that; whether it is chance, train.py --compare tells over several seeds."
@@ -89,15 +102,14 @@ def _of_sampling(run: Run) -> Section:
         f"In {most} of {len(run.history)} epochs most steps were drawn by priority, in the others uniformly: in a "
         "first pass, and where the gate is closed, since by its estimate draws by priority would not pay.",
     ]
-    if "gate_open" in run.summary.get("sampler", {}):
-        gate = run.summary["sampler"]
+    gate = run.summary.get("sampler") or {}
+    if {"gate_open", "gate_gain"} <= gate.keys():
         state = "open" if gate["gate_open"] else "closed"
         said.append(
-            f"At the end the gate was {state}, and held a draw by priority to be worth {gate['gate_gain']:.2f} uniform "
-            "ones."
+            f"At the end the gate was {state}, and held a draw by priority to be worth "
+            f"{number(gate['gate_gain'])} uniform ones."
         )
-    names = ("effective_fraction", "max_weight", "gain", "by_priority")
-    rows = [[f"{row['epoch']:.0f}", *(number(row.get(name)) for name in names)] for row in run.history]
+    rows = [[f"{row['epoch']:.0f}", *(number(row.get(name)) for name in OF_SAMPLING)] for row in run.history]
     shown = picture(
         "sampling",
         functools.partial(plots.sampling, run.history),
@@ -107,7 +119,7 @@ def _of_sampling(run: Run) -> Section:
         "Effective sample size over the number of draws, the largest importance weight, and the gain over uniform "
         "draws. Shaded: epochs most of whose steps were drawn by priority.",
     )
-    table = Table("Sampling by epoch", ["epoch", *(name.replace("_", " ") for name in names)], rows, folded=True)
+    table = Table("Sampling by epoch", ["epoch", *(name.replace("_", " ") for name in OF_SAMPLING)], rows, folded=True)
     return Section("sampling", "What were the draws worth?", said, [shown], tables=[table])
 
 

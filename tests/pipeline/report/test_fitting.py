@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,7 +117,159 @@ def test_one_hot_labels_are_classes() -> None:
     y, outputs = np.eye(3)[[2, 0, 1]], np.array([[0.1, 0.2, 0.7], [0.2, 0.5, 0.3], [0.0, 1.0, 0.0]])
     labels, predictions, classes = as_classes(y, outputs, "categorical_crossentropy")
     assert (labels.tolist(), predictions.tolist(), classes) == ([2, 0, 1], [2, 1, 1], 3)
-    assert as_classes(y / 2, outputs, "mse")[2] == 0  # quantities
+
+
+LOGITS = keras.losses.BinaryCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("y", "output", "loss", "labels", "predictions"),
+    [
+        ([0, 1, 1], [[0.2], [0.4], [0.9]], "binary_crossentropy", [0, 1, 1], [0, 0, 1]),
+        ([0.0, 1.0, 1.0], [[0.2], [0.4], [0.9]], "bce", [0, 1, 1], [0, 0, 1]),
+        ([False, True, True], [[0.2], [0.4], [0.9]], keras.losses.binary_focal_crossentropy, [0, 1, 1], [0, 0, 1]),
+        ([0, 1, 1], [[-0.2], [0.4], [0.9]], LOGITS, [0, 1, 1], [0, 1, 1]),
+        ([-1, 1, 1], [[-0.2], [0.4], [-0.9]], "hinge", [0, 1, 1], [0, 1, 0]),
+        ([-1.0, 1.0, 1.0], [-0.2, 0.4, -0.9], keras.losses.SquaredHinge(), [0, 1, 1], [0, 1, 0]),
+        ([2.0, 0.0], [[0, 0, 1], [0, 1, 0]], "sparse_categorical_crossentropy", [2, 0], [2, 1]),
+    ],
+)
+def test_labels_of_classes(y: Any, output: Any, loss: Any, labels: list[int], predictions: list[int]) -> None:
+    found = as_classes(np.array(y), np.array(output, float), loss)
+    assert (found[0].tolist(), found[1].tolist()) == (labels, predictions)
+    assert found[2] == max(2, np.array(output).size // len(y))
+
+
+@pytest.mark.parametrize(
+    ("y", "output", "loss"),
+    [
+        ([0, 1, 1], [[0.2], [0.4], [0.9]], "mse"),  # counts
+        ([3, 7, 1], [[0.2], [0.4], [0.9]], "poisson"),
+        ([0.2, 1.0], [[0.2], [0.4]], "bce"),  # shares
+        ([7, 2, 1], [[6, 7, 8], [1, 2, 3], [0, 1, 2]], lambda y, y_pred: y_pred[:, 0]),  # three quantiles of counts
+        ([[1, 1, 0], [0, 0, 1]], [[0.6, 0.7, 0.1], [0, 0, 1]], "bce"),  # several labels a sample
+        ([[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0, 1]], "categorical_crossentropy"),  # soft ones
+        ([[0.5, 0.5], [0.0, 1.0]], [[0.6, 0.4], [0, 1]], "mse"),
+    ],
+)
+def test_quantities_are_no_classes(y: Any, output: Any, loss: Any) -> None:
+    found, predictions, classes = as_classes(np.array(y), np.array(output, float), loss)
+    assert classes == 0
+    assert len(found) == len(predictions) == len(y)
+    assert found.ndim == predictions.ndim == 2
+
+
+def test_a_sequence_of_classes_counts_by_its_mean(tmp_path: Path) -> None:
+    y = np.random.default_rng(0).integers(1, 5, (40, 3))
+    layers = [keras.Input((3,)), keras.layers.Embedding(5, 4), keras.layers.Dense(5, activation="softmax")]
+    model = compiled(layers, "sparse_categorical_crossentropy")
+    samples = fitted(model, y, y, tmp_path, epochs=1)
+    output = model.predict(y, verbose=0)
+    right = np.take_along_axis(output, y[:, :, None], axis=2)[:, :, 0]
+    np.testing.assert_allclose(samples.loss, -np.log(right).mean(axis=1), rtol=1e-4)
+    np.testing.assert_array_equal(samples.prediction, output.argmax(axis=2))
+    assert samples.num_classes == 0
+
+
+# --- how it is trained ---
+
+
+def small(folder: Path, loss: str | None = "mse", **options: Any) -> tuple[keras.Model, TrainingReport, Any]:
+    """A model that fits a line, its report, and a function that trains it."""
+    x = np.linspace(0.0, 1.0, 20, dtype="float32")[:, None]
+    model = compiled([keras.Input((1,)), keras.layers.Dense(1)], loss)
+    sampler = ImportanceSampler(20, seed=0)
+    feedback = LossFeedback(model, sampler, dynamics=TrainingDynamics(20))
+    page = TrainingReport(folder, feedback, x, x)
+    train = importance_dataset((x, x), sampler, 10)
+
+    def fit(*others: Any, epochs: int = 1, **more: Any) -> None:
+        callbacks = [feedback, page, *others]
+        model.fit(train, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0, **options, **more)
+
+    return model, page, fit
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files alone, without the page, which takes longer than all else."""
+    monkeypatch.setattr("pipeline.report.fitting.report", lambda folder: folder / "report.html")
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_epochs_without_validation_leave_the_last_test_loss(tmp_path: Path) -> None:
+    """Of three epochs the second alone is validated."""
+    x = np.ones((4, 1), "float32")
+    _, _, fit = small(tmp_path, validation_data=(x, x), validation_freq=2)
+    fit(epochs=3)
+    found = [row["test_loss"] for row in history(tmp_path)]
+    assert found[0] == found[2] == ""
+    assert json.loads((tmp_path / "summary.json").read_text())["test_loss"] == float(found[1])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_second_fit_goes_on(tmp_path: Path) -> None:
+    _, _, fit = small(tmp_path)
+    fit(epochs=2)
+    fit()
+    rows = history(tmp_path)
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "2"), ("2", "4"), ("3", "6")]
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds == sorted(seconds)
+    assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 3
+    assert Samples.read(tmp_path / "samples.npz").drawn.sum() == 60
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_of_an_interrupted_training_what_is_known_can_be_written(tmp_path: Path) -> None:
+    def interrupt(epoch: int, logs: Any) -> None:
+        raise KeyboardInterrupt
+
+    _, page, fit = small(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(keras.callbacks.LambdaCallback(on_epoch_end=interrupt), epochs=5)
+    assert page.path is None
+    assert page.write() == page.path == tmp_path / "report.html"
+    assert len(history(tmp_path)) == 1
+
+
+def test_of_no_training_there_are_the_losses(tmp_path: Path) -> None:
+    _, page, fit = small(tmp_path)
+    fit(epochs=0)
+    assert page.path is not None
+    told = page.path.read_text()
+    assert "The hardest samples" in told
+    assert "What did training look at?" not in told
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.report.fitting.report", full)
+    _, page, fit = small(tmp_path)
+    with pytest.warns(RuntimeWarning, match="no report in .* No space left"):
+        fit()
+    assert page.path is None
+
+
+def test_what_cannot_end_well_is_refused_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    model, _, fit = small(tmp_path / "file")
+    with pytest.raises(FileExistsError):
+        fit()
+    assert int(model.optimizer.iterations) == 0
+    model, _, fit = small(tmp_path, loss=None)
+    with pytest.raises(ValueError, match="not compiled with a loss"):
+        fit()
+    assert int(model.optimizer.iterations) == 0
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

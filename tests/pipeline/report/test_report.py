@@ -5,6 +5,7 @@ Three trainings of ``train.py`` on digits, some ten seconds of CPU.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -13,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ import train
 from pipeline.data import load_data
 from pipeline.report import NoReport, plots, report
 from pipeline.report.__main__ import main
-from pipeline.samples import Samples
+from pipeline.samples import NotSamples, Samples
 
 RARE = ["5", "6", "7", "8", "9"]  # of digits-longtail: 11, 7, 5, 3 and 2 samples of 280
 
@@ -248,6 +250,120 @@ def test_what_is_no_run_is_said(longtail: Path, tmp_path: Path, capsys: pytest.C
     (tmp_path / "history.csv").write_text("step,test_loss\n1,high\n")
     with pytest.raises(NoReport, match="no number"):
         report(tmp_path)
+
+
+@pytest.fixture
+def copied(longtail: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(longtail, tmp_path / "run"))
+
+
+def changed(path: Path, **values: Any) -> None:
+    """Put values into a file of JSON; ... takes one out."""
+    found = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({name: value for name, value in found.items() if value is not ...}))
+
+
+@pytest.mark.parametrize("name", ["sampling", "dataset", "model", "parameters", "steps", "seconds"])
+@pytest.mark.parametrize("value", [..., None, [1], {}])
+def test_a_summary_of_something_else_is_said(name: str, value: Any, copied: Path) -> None:
+    changed(copied / "summary.json", **{name: value})
+    with pytest.raises(NoReport, match=rf"summary.json holds no result: {name} is "):
+        report(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("summary.json", "[" * 100_000, "cannot be read"),
+        ("summary.json", "[]", "holds no result"),
+        ("summary.json", "\ud800", "cannot be read"),
+        ("summary.json", '{"sampler": []}', "holds no result"),
+        ("history.csv", "epoch,step\n1\n", "different lengths"),
+        ("history.csv", "epoch,step\n1,2,3\n", "different lengths"),
+        ("history.csv", "epoch,loss\n1,2\n", "a row without step"),
+        ("curve.csv", "step,test_loss\n1,2\n", "a row without seconds"),
+        ("losses.csv", "step,mean\n1,2\n", "a row without loss_0.05, "),
+        ("losses.csv", "step,mean\n1,\udcff\n", "cannot be read"),
+        ("losses.csv", "step,mean\n1," + "1" * 200_000 + "\n", "cannot be read"),
+        ("comparison.json", "{}", "holds no result: methods is None"),
+        ("comparison.json", '{"methods": [1], "seeds": []}', "no names"),
+    ],
+)
+def test_damaged_files_are_said(name: str, text: str, said: str, copied: Path) -> None:
+    (copied / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(NoReport, match=said):
+        report(copied)
+
+
+def test_damaged_curves_of_a_comparison_are_said(tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text('{"methods": ["uniform"], "seeds": [0]}')
+    (tmp_path / "curves.csv").write_text("method,step,seconds,test_loss\nuniform,1,soon,2\n")
+    with pytest.raises(NoReport, match="no number"):
+        report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"y": np.zeros((3, 2, 2))},
+        {"y": np.array(["a", "b"])},
+        {"loss": np.zeros(3, int)},
+        {"loss": np.zeros(2)},
+        {"num_classes": np.zeros(2, int)},
+        {"num_classes": np.array("ten")},
+        {"shown": np.array([10**6])},
+        {"shown": np.array([-1]), "shown_x": np.zeros((1, 8, 8))},
+        {"shown_x": np.array([None])},
+        {"prediction": np.zeros((280, 2))},
+        dict.fromkeys(("y", "loss", "prediction", "drawn", "mean", "deviation"), np.zeros(0)),
+    ],
+)
+def test_samples_of_something_else_are_said(arrays: dict[str, Any], copied: Path) -> None:
+    with np.load(copied / "samples.npz") as found:
+        np.savez(copied / "samples.npz", **{**found, **arrays})
+    with pytest.raises(NoReport, match=r"samples\.npz holds no samples of a training"):
+        report(copied)
+
+
+def test_samples_with_any_byte_damaged_are_read_or_said(copied: Path) -> None:
+    """A thousand damages at random: cut, overwritten, doubled."""
+    whole, rng = (copied / "samples.npz").read_bytes(), np.random.default_rng(0)
+    read = 0
+    for _ in range(1000):
+        damaged = bytearray(whole)
+        at = int(rng.integers(len(whole)))
+        match rng.integers(4):
+            case 0:
+                del damaged[at:]
+            case 1:
+                damaged[at] = rng.integers(256)
+            case 2:
+                damaged[at : at + 8] = rng.bytes(8)
+            case _:
+                damaged[at:at] = damaged[at : at + 100]
+        (copied / "samples.npz").write_bytes(damaged)
+        with contextlib.suppress(NotSamples):
+            Samples.read(copied / "samples.npz")
+            read += 1
+    assert 0 < read < 500
+
+
+def test_an_array_instead_of_samples_is_said(copied: Path) -> None:
+    with (copied / "samples.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(NoReport, match="holds no samples of a training"):
+        report(copied)
+
+
+def test_what_a_summary_need_not_have_may_be_missing(copied: Path) -> None:
+    """And names may be long, or look like formulas to matplotlib."""
+    missing = dict.fromkeys(("test_loss", "test_accuracy", "train_loss", "learning_rate", "sampler"), None)
+    changed(copied / "summary.json", **missing, sampling="$\\frac$" + "long" * 30, batch_size=..., seed=...)
+    for name in ("history.csv", "losses.csv", "samples.npz", "curve.csv"):
+        (copied / name).unlink(missing_ok=True)
+    (copied / "curve.csv").write_text("step,seconds,test_loss\n1,1.5,2\n2,2.5,inf\n3,3.5,nan\n")
+    other = shutil.copytree(copied, copied.parent / "$a_{")
+    assert "$\\frac$long" in Seen(report(copied, uniform=other).read_text()).words
 
 
 def test_the_command_says_where_the_page_is(longtail: Path, capsys: pytest.CaptureFixture[str]) -> None:
