@@ -156,6 +156,8 @@ def _announce(plan: Plan) -> None:
     say(str(plan))
     if unused := without_effect(config):
         print(f"{', '.join(unused)}: without effect on --sampling {config.sampling}", file=sys.stderr)
+    if config.seeds != Config.seeds:
+        print(f"--seeds {config.seeds}: without effect without --compare; --seed chooses one", file=sys.stderr)
     if config.resume:
         say(going_on(config))
     elif is_finished(config):

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.progress import counting
+from pipeline.results import counted
 from pipeline.statistics import holm, paired_p_value, t_interval
 
 LEAST_LOSS = 1e-30  # a loss below it counts as this in a ratio
@@ -305,7 +306,7 @@ def verdict(comparison: Comparison) -> str:
         return "\n".join([*lines, "There is one method, and nothing to compare it with."])
     if comparison.seeds < 2:
         lines.append("One seed is an impression: no difference can be told from chance. Ask for --seeds 5.")
-    tests = f"paired over {comparison.seeds} seeds, 95 % intervals, p after Holm"
+    tests = f"paired over {counted(comparison.seeds, 'seed')}, 95 % intervals, p after Holm"
     for name, what in (
         ("test_loss", "final test loss"),
         ("seconds_to", f"seconds to a test loss of {comparison.target:.4g}"),
@@ -338,7 +339,7 @@ def to_tables(comparison: Comparison, title: str) -> list[Any]:
     """Two ``rich`` tables, a row a method: means with 95 % intervals, and how they compare with the first's."""
     shown = [metric for metric in METRICS if _tells(comparison, metric)]
     first, *others = comparison.methods
-    means = _table(f"{title}: means over {comparison.seeds} seeds ± 95 %", shown)
+    means = _table(f"{title}: means over {counted(comparison.seeds, 'seed')} ± 95 %", shown)
     for method in comparison.methods:
         count = comparison.diverged(method)
         name = f"{method}, {count} of {comparison.seeds} diverged" if count else method

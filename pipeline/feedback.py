@@ -309,6 +309,11 @@ class LossFeedback(keras.callbacks.Callback):
                 "the batches carry no sampling with index, weight, probability and step; wrap the dataset with "
                 "dataset.apply(importance_sampling(sampler, batch_size)), or leave LossFeedback out"
             )
+        if sampling["index"].shape.rank not in (None, 1):
+            raise ValueError(
+                f"sampling['index'] must have shape (B,), got {sampling['index'].shape}: the dataset is batched once "
+                "more after importance_sampling, which gives batches already; remove batch(), and say batch_size there"
+            )
         before = self._weights_before()
         with self._watching() as watched:
             self._own.step = step = Step(sampling, self._own_weight(sampling, y), self._unbiased(sampling), watched)

@@ -44,6 +44,11 @@ def to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(part) for key, part in value.items()}

@@ -30,7 +30,7 @@ def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {' '.join(repr(value).split()):.100}")
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     if most is not None and number > most:

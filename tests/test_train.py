@@ -23,6 +23,7 @@ from sampler import PruningSampler
 from train import Config, OptionError, main, parse, to_yaml
 from trainer import plan as train_plan
 from trainer import samplings as train_samplings
+from trainer.config import GROUPS
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--dataset", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "128", "--no-report"]
@@ -94,6 +95,16 @@ def test_help_names_every_option_and_its_default(capsys):
         else:
             assert f"--{option}" in text
             assert f"(default: {field.default})" in text
+
+
+def test_help_shows_options_in_groups_and_whole_sentences(capsys, monkeypatch):
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(vars(Config()))
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"─ {title} options ─" in told for title in GROUPS)
+    assert "harder ones (biased), reducible by loss over that of a reference" in told
+    assert "train.py --dataset checker --compare" in told
 
 
 def test_the_folder_is_named_after_the_run():
@@ -458,6 +469,7 @@ def test_a_trial_ends_after_its_share_of_the_seconds():
     [
         (["--sampling", "pruning", "--priority", "sqrt", "--finish", "0.2"], "--priority: without effect on"),
         (["--sampling", "selective", "--prune", "0.2", "--beta", "0.5"], "--beta, --prune: without effect on"),
+        (["--seeds", "3"], "--seeds 3: without effect without --compare"),
         (["--sampling", "importance", "--priority", "sqrt"], ""),
     ],
 )

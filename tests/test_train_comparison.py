@@ -48,6 +48,7 @@ def test_a_comparison_writes_its_files_and_can_be_had_again_from_its_config(tmp_
     told = capsys.readouterr().out
     assert "Final test loss, as a multiple of uniform's (paired over 2 seeds" in told
     assert f"written to {first}" in told
+    assert "to look at" not in told  # with --no-report
     assert sorted(path.name for path in first.iterdir()) == [
         *("comparison.csv", "comparison.json", "comparison.png", "config.yaml", "curves.csv")
     ]

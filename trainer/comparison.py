@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.config import Budget, Config, to_yaml
@@ -66,34 +67,39 @@ def _train_one(config: Config, tell: Callable[[int], None]) -> Outcome:
 
 def execute_comparison(config: Config) -> None:
     """What the program does with ``--compare``: the plans of a dry run, or the comparison, its files and its table."""
+    from pipeline.results import counted
+
     if config.dry_run:
         for method in methods_of(config).values():
             print(prepare(method, trial=True))
-        print(f"each with {config.seeds} seeds")
+        print(f"each with {counted(config.seeds, 'seed')}")
         return
     check_folder(config.folder)
     comparison = compare(config)
-    said = write_comparison(config, comparison)
+    said, page = write_comparison(config, comparison)
     if not config.quiet:
         _print_comparison(config, comparison)
         print(f"\nwritten to {config.folder}{said}")
+        if page is not None:
+            print(f"to look at {page}")
 
 
 def _print_comparison(config: Config, comparison: Comparison) -> None:
     from rich.console import Console
 
     from pipeline.comparing import to_tables, verdict
+    from pipeline.results import counted
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    for table in to_tables(comparison, f"{config.dataset}, {config.budget or f'{config.epochs} epochs'}"):
+    for table in to_tables(comparison, f"{config.dataset}, {config.budget or counted(config.epochs, 'epoch')}"):
         console.print(table)
     console.print(verdict(comparison), highlight=False, soft_wrap=True, markup=False)
 
 
-def write_comparison(config: Config, comparison: Comparison) -> str:
-    """Write the files of a comparison; comparison.json last. What to say where the picture is missing."""
+def write_comparison(config: Config, comparison: Comparison) -> tuple[str, Path | None]:
+    """Write the files of a comparison; comparison.json last. What to say of those that are missing, and the page."""
     from pipeline.comparing import to_dict, verdict
     from pipeline.results import to_csv, to_json, write_whole
 
@@ -108,9 +114,9 @@ def write_comparison(config: Config, comparison: Comparison) -> str:
     except ImportError as error:
         said = f", without a picture ({error}; the extra plots has it)"
     write_whole(folder / "comparison.json", to_json({**to_dict(comparison), "verdict": verdict(comparison)}))
-    if config.report:
-        said = write_report(folder) or said
-    return said
+    missing = write_report(folder) if config.report else None
+    page = folder / "report.html" if config.report and missing is None else None
+    return missing or said, page
 
 
 def _with_steps(config: Config, comparison: Comparison) -> Config:

@@ -30,7 +30,12 @@ class OptionError(ValueError):
 class Config:
     """Train a Keras model on batches drawn by loss, or uniformly.
 
-    Options given here go before those of a --config file, and those before the defaults.
+    Options given here go before those of a --config file, and those before the defaults. For example:
+
+        train.py                                            # digits, drawn by loss
+        train.py --dataset npz:mine.npz --model my_models:small --output runs/mine
+        train.py --dataset checker --compare uniform,importance --seeds 3 --epochs 3
+        train.py --output runs/mine --resume                # goes on after an interruption
     """
 
     sampling: Literal[
@@ -152,6 +157,21 @@ class Config:
         return self.output or Path("runs") / f"{plain}-{which}"
 
 
+GROUPS = {  # of the options, as --help shows them
+    "task": ("dataset", "model", "loss"),
+    "training": (
+        *("epochs", "budget", "batch_size", "learning_rate", "optimizer", "decay", "warmup_steps", "seed"),
+        "evaluate_every",
+    ),
+    "sampling": (
+        *("sampling", "priority", "gate", "uniform_fraction", "smoothing", "beta", "scheme", "first_pass", "warmup"),
+        *("finish", "refresh", "feedback_lag", "prune", "selectivity", "presample", "balance", "reference"),
+    ),
+    "comparison": ("compare", "seeds"),
+    "result": ("output", "report", "tensorboard", "save_every", "resume"),
+    "process": ("workers", "scorers"),
+    "program": ("config", "print_config", "dry_run", "quiet"),
+}
 NOT_SAVED = (  # what to do, not what to train
     *("config", "print_config", "dry_run", "quiet", "report", "resume", "tensorboard"),
 )

@@ -10,18 +10,22 @@ not imported here, so a mistake in the options is told at once.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import functools
+import inspect
+import itertools
 import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 
-from trainer.config import KEYS, PROGRAM, Budget, Config, OptionError, amount
+from trainer.config import GROUPS, KEYS, PROGRAM, Budget, Config, OptionError, amount
 from trainer.samplings import SAMPLINGS, check_samplers
 from trainer.scorers import check_scorers
 
@@ -62,7 +66,30 @@ def parse(arguments: list[str]) -> Config:
 
 
 def _parse(arguments: list[str]) -> Config:
-    return tyro.cli(Config, args=arguments, prog=PROGRAM, config=(tyro.conf.FlagCreatePairsOff,))
+    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    found = tyro.cli(_grouped(), args=arguments, prog=PROGRAM, config=markers, description=inspect.getdoc(Config))
+    return Config(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
+
+
+@functools.cache
+def _grouped() -> Any:
+    """``Config`` with its options in groups, for --help; what is said of each becomes one paragraph."""
+    (class_of,) = ast.parse(inspect.getsource(Config)).body
+    lines = list(ast.iter_child_nodes(class_of))
+    said = {
+        line.target.id: " ".join(below.value.value.split())
+        for line, below in itertools.pairwise(lines)
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
+    kinds, groups = get_type_hints(Config), []
+    for title, names in GROUPS.items():
+        fields = [
+            (name, Annotated[kinds[name], tyro.conf.arg(help=said[name])], getattr(Config, name)) for name in names
+        ]
+        group = dataclasses.make_dataclass(title.capitalize(), fields, frozen=True)
+        groups.append((title, group, dataclasses.field(default_factory=group)))
+    return dataclasses.make_dataclass("Options", groups)
 
 
 def _check_words(arguments: list[str]) -> None:

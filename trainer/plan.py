@@ -93,13 +93,15 @@ class Plan:
         )
 
     def __str__(self) -> str:
+        from pipeline.results import counted
+
         config, data = self.config, self.data
         budget = Budget.of(config)
         kind = "regression" if data.num_classes is None else f"{data.num_classes} classes"
         if budget.unit == "seconds":
             length = f"{budget.count:g} s of steps of {config.batch_size}"
         else:
-            also = f" ({config.epochs} epochs)" if config.budget is None else ""
+            also = f" ({counted(config.epochs, 'epoch')})" if config.budget is None else ""
             by = "" if self.workers is None else f" on each of {self.workers.world} workers"
             length = f"{self.steps:,} steps of {config.batch_size}{by}{also}"
         return (

@@ -11,6 +11,7 @@ from pipeline.report import plots
 from pipeline.report.folder import Compared, Row
 from pipeline.report.page import Page, Section, Table
 from pipeline.report.words import loss_pictures, number
+from pipeline.results import counted
 
 
 def of_comparison(compared: Compared) -> Page:
@@ -23,15 +24,13 @@ def of_comparison(compared: Compared) -> Page:
         [number(row[name]) if place > 1 else row[name] for place, name in enumerate(names)] for row in compared.runs
     ]
     table = Table("Every run", [name.replace("_", " ") for name in names], rows, folded=True)
-    seeds = len(result["seeds"])
-    after = [
-        f"A line is the geometric mean over {seeds} seeds, its band reaches from the lowest to the highest of them."
-    ]
+    seeds = counted(len(result["seeds"]), "seed")
+    after = [f"A line is the geometric mean over {seeds}, its band reaches from the lowest to the highest of them."]
     shown = {method: rows for method, rows in curves.items() if rows}
     section = Section("comparison", "Does it pay?", lines, loss_pictures(shown), tables=[table], after=after)
     return Page(
         title=" against ".join(result["methods"][::-1]),
-        subtitle=f"{seeds} seeds each, in {compared.folder.resolve().name}",
+        subtitle=f"{seeds} each, in {compared.folder.resolve().name}",
         sections=[section],
     )
 
