@@ -39,6 +39,7 @@ from benchmarks.comparing import Row
 from benchmarks.measuring import Lost
 from benchmarks.peers import remote
 from benchmarks.peers.remote import Peer, Remote
+from benchmarks.progress import things
 
 ANSWER = 3600.0  # seconds; valgrind takes some fifty times as long
 
@@ -251,12 +252,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Count, write, print; returns the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.instructions")
-    rows = []
-    with measuring.one_core() as core:
+    rows: list[Row] = []
+    todo = [f"N={size:,} B={batch} {name}" for name, (size, batch) in everything(options)]
+    with measuring.one_core() as core, things(len(todo)) as begin:
         machine = measuring.machine(core)
+        begin(todo[0])
         for row in count(options):
-            print(f"N={row['num_samples']:,} B={row['batch_size']} {row['system']}", file=sys.stderr, flush=True)
             rows.append({**row, "machine": machine})
+            if len(rows) < len(todo):
+                begin(todo[len(rows)])
     sampler_throughput.write(rows, options.output)
     print(f"instructions a step\n\n{table(rows)}\n\nwritten to {options.output}")
     return 0

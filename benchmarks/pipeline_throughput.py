@@ -43,30 +43,25 @@ import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its messages would stand in the middle of the progress
 
-from benchmarks import measuring, pipeline_data, pipeline_memory, pipeline_report, pipeline_worker
+from benchmarks import measuring, pipeline_data, pipeline_memory, pipeline_report, pipeline_worker, progress
 from benchmarks.drawing import plotted
 from benchmarks.measuring import Lost
 from benchmarks.pipeline_children import Child, on_cores
 from benchmarks.pipeline_report import Row
+from benchmarks.progress import Advance
 from benchmarks.sampler_throughput import warning, write
 
 QUICK_ROUNDS, QUICK_SECONDS, QUICK_SAMPLES, QUICK_BATCHES = 3, 0.15, 5_000, 1_000
 MEMORY_BATCH = 256
 MEMORY_PART = 0.15  # of a point's time that a figure of memory takes, roughly
-
-Advance = Callable[[str, float], None]  # what is done, and how much of it since the last call
 
 
 @dataclass(frozen=True)
@@ -241,40 +236,10 @@ def parts(options: Options) -> float:
     return points + MEMORY_PART * len(memory_tasks(options, Path()))
 
 
-@contextmanager
-def progress(options: Options) -> Iterator[Advance]:
-    """A bar with the time remaining; a plain line for each thing begun where stderr is no terminal."""
-    console, total = Console(stderr=True), parts(options)
-    if not console.is_terminal:
-        yield plain_progress(total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    # No refreshing in the background: it would compute in the middle of somebody's turn.
-    with Progress(*columns, console=console, auto_refresh=False) as bar:
-        task = bar.add_task("starting", total=total)
-        yield lambda what, part: bar.update(task, advance=part, description=what, refresh=True)
-
-
-def plain_progress(total: float) -> Advance:
-    """A line on stderr when something new begins: how much is done, and how long the rest will take."""
-    start, seen = time.monotonic(), [""]
-    done = 0.0
-
-    def advance(what: str, part: float) -> None:
-        nonlocal done
-        if what != seen[-1]:
-            seen.append(what)
-            left = "" if done <= 0.0 else f", {(time.monotonic() - start) * (total - done) / done / 60:.0f} min left"
-            print(f"[{done / total:.0%}{left}] {what}", file=sys.stderr, flush=True)
-        done += part
-
-    return advance
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write, print; returns the exit status."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.pipeline_throughput").shortened()
-    with progress(options) as advance:
+    with progress.parts(parts(options)) as advance:
         rows = measure(options, advance)
     write(rows, options.output)
     print(pipeline_report.table(rows))

@@ -42,15 +42,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import comparing, measuring, systems
 from benchmarks.comparing import Point, Row, fraction, short
@@ -58,6 +56,7 @@ from benchmarks.drawing import plotted
 from benchmarks.measuring import Contestant, Lost, Times
 from benchmarks.peers import remote
 from benchmarks.peers.remote import Remotes
+from benchmarks.progress import parts
 
 LOSSES_MADE = 64  # batches of losses made beforehand, used over and over
 AT_REST = 0.5  # the load of a machine up to which nobody else computes much
@@ -323,45 +322,14 @@ def line(row: Row) -> str:
     )
 
 
-@contextmanager
-def progress(options: Options) -> Iterator[Callable[[str], None]]:
-    """A bar with the time remaining; a plain line a point where stderr is no terminal."""
-    console = Console(stderr=True)
-    total = sum(options.rounds_at(size) + 1 for size, _ in options.points())
-    if not console.is_terminal:
-        yield plain_progress(len(options.points()))
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    # No refreshing in the background: it would compute in the middle of somebody's turn.
-    with Progress(*columns, console=console, auto_refresh=False) as bar:
-        task = bar.add_task("starting", total=total)
-
-        def advance(what: str) -> None:
-            bar.update(task, advance=1, description=what, refresh=True)
-
-        yield advance
-
-
-def plain_progress(points: int) -> Callable[[str], None]:
-    """A line on stderr when a point begins to be measured."""
-    seen: list[str] = []
-
-    def advance(what: str) -> None:
-        if what not in seen:
-            seen.append(what)
-            print(f"[{len(seen)}/{points}] {what}", file=sys.stderr, flush=True)
-
-    return advance
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write, print; returns the exit status."""
     # TensorFlow's messages at its start would stand in the middle of the progress.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     prog = "python -m benchmarks.sampler_throughput"
     options = tyro.cli(Options, args=arguments, prog=prog).shortened()
-    with progress(options) as advance:
-        rows = measure(options, advance)
+    with parts(sum(options.rounds_at(size) + 1 for size, _ in options.points())) as advance:
+        rows = measure(options, lambda what: advance(what, 1.0))
     write(rows, options.output)
     print(table(rows))
     print(comparing.report(rows))

@@ -39,19 +39,18 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its messages would stand in the middle of the progress
 
 from benchmarks import comparing, measuring, scale_local, scale_report, scale_simulation, scale_store
 from benchmarks.drawing import Row, plotted
+from benchmarks.progress import things
 from benchmarks.sampler_throughput import write
 from benchmarks.scale_simulation import Assumptions, Units
 from benchmarks.scale_store import Plan
@@ -251,32 +250,13 @@ def computed(rows: Sequence[Row], options: Options) -> list[Row]:
 # --- telling ----------------------------------------------------------------------------------
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Say]:
-    """A bar with the time remaining; a plain line a stage where stderr is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        seen: list[str] = []
-
-        def line(what: str) -> None:
-            seen.append(what)
-            print(f"[{len(seen)}/{total}] {what}", file=sys.stderr, flush=True)
-
-        yield line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, auto_refresh=False) as bar:
-        task = bar.add_task("starting", total=total, completed=-1)
-        yield lambda what: bar.update(task, advance=1, description=what, refresh=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, simulate, write, print; returns the exit status."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.scale").shortened()
     if options.report:
         rows = [row for row in comparing.read(options.output) if row["kind"] in scale_report.MEASURED]
     else:
-        with progress(options.stages()) as say:
+        with things(options.stages()) as say:
             rows = measure(options, say)
     rows += computed(rows, options)
     print(scale_report.report(rows))

@@ -28,6 +28,7 @@ import tyro
 
 from benchmarks import measuring
 from benchmarks.pipeline_children import Child
+from benchmarks.progress import things
 from benchmarks.sampler_throughput import write
 
 Row = dict[str, Any]
@@ -77,11 +78,12 @@ def measure(options: Options) -> list[Row]:
     """A row for each training."""
     machine, rows = measuring.machine(None), []
     jobs = [(task, seed, way) for task in options.tasks for seed in range(options.seeds) for way in WAYS]
-    for number, (task, seed, way) in enumerate(jobs, start=1):
-        print(f"[{number}/{len(jobs)}] {task}, seed {seed}, {way}", file=sys.stderr, flush=True)
-        with Child(["benchmarks.scorers_worker", json.dumps(training(TASKS[task], seed, way))]) as child:
-            (told,) = child.lines()
-        rows.append({"task": task, "seed": seed, "way": way, **told, "machine": machine})
+    with things(len(jobs)) as begin:
+        for task, seed, way in jobs:
+            begin(f"{task}, seed {seed}, {way}")
+            with Child(["benchmarks.scorers_worker", json.dumps(training(TASKS[task], seed, way))]) as child:
+                (told,) = child.lines()
+            rows.append({"task": task, "seed": seed, "way": way, **told, "machine": machine})
     return rows
 
 

@@ -37,7 +37,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,8 +44,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its messages would stand in the middle of the progress
 
@@ -54,7 +51,7 @@ from benchmarks import measuring
 from benchmarks.drawing import plotted
 from benchmarks.measuring import Lost
 from benchmarks.pipeline_children import Child
-from benchmarks.pipeline_throughput import Advance, plain_progress
+from benchmarks.progress import Advance, parts
 from benchmarks.soak_worker import Row, Task
 
 BAR = 1.0  # MB an hour
@@ -236,26 +233,13 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Advance]:
-    """A bar with the time remaining; a plain line for each training where stderr is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield plain_progress(total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, auto_refresh=False) as bar:
-        task = bar.add_task("starting", total=total)
-        yield lambda what, part: bar.update(task, advance=part, description=what, refresh=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, write, print; returns the exit status."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.soak").shortened()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     todo = tasks(options)
-    with progress(sum(task.epoch * task.epochs for task in todo)) as advance, options.output.open("w") as output:
+    with parts(sum(task.epoch * task.epochs for task in todo)) as advance, options.output.open("w") as output:
         for task in todo:
             for row in measure(task, options.warm_up, advance):
                 rows.append(row)

@@ -38,22 +38,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its messages would stand in the middle of the progress
 
 from benchmarks import measuring, step_report, step_worker
 from benchmarks.measuring import Lost
 from benchmarks.pipeline_children import Child, on_cores
-from benchmarks.pipeline_throughput import Advance, plain_progress
+from benchmarks.progress import Advance, parts
 from benchmarks.sampler_throughput import warning, write
 from benchmarks.step_names import LOSSES, MODELS, TINY
 from benchmarks.step_worker import Row, Task
@@ -183,25 +180,10 @@ def weight_of(task: Task) -> float:
     return 1.0 if task.kind == "fit" else LOSS_PART
 
 
-@contextmanager
-def progress(options: Options) -> Iterator[Advance]:
-    """A bar with the time remaining; a plain line for each thing begun where stderr is no terminal."""
-    total = sum(weight_of(task) * len(step_worker.points(task)) for task in tasks(options))
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield plain_progress(total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    # No refreshing in the background: it would compute in the middle of somebody's turn.
-    with Progress(*columns, console=console, auto_refresh=False) as bar:
-        task = bar.add_task("starting", total=total)
-        yield lambda what, part: bar.update(task, advance=part, description=what, refresh=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write, print; returns the exit status."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.step_overhead").shortened()
-    with progress(options) as advance:
+    with parts(sum(weight_of(task) * len(step_worker.points(task)) for task in tasks(options))) as advance:
         rows = measure(options, advance)
     write(rows, options.output)
     print(step_report.table(rows))

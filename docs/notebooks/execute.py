@@ -42,11 +42,13 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     nbclient's ``CellExecutionError`` where a cell fails, ``RuntimeError`` where one
     writes to the standard error.
     """
-    os.environ.pop(
-        "MPLBACKEND", None
-    )  # the kernel's own puts pictures into the notebook
+    os.environ.pop("MPLBACKEND", None)  # the kernel's own keeps the pictures
     client = NotebookClient(
-        notebook, timeout=SECONDS, kernel_name="python3", record_timing=False
+        notebook,
+        timeout=SECONDS,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
     )
     client.execute()
     for cell in notebook.cells:
