@@ -27,7 +27,14 @@ def of_comparison(compared: Compared) -> Page:
     seeds = counted(len(result["seeds"]), "seed")
     after = [f"A line is the geometric mean over {seeds}, its band reaches from the lowest to the highest of them."]
     shown = {method: rows for method, rows in curves.items() if rows}
-    section = Section("comparison", "Does it pay?", lines, loss_pictures(shown), tables=[table], after=after)
+    section = Section(
+        "comparison",
+        "Does it pay?",
+        lines,
+        loss_pictures(shown, "without the first step, which compiles"),
+        tables=[table],
+        after=after,
+    )
     return Page(
         title=" against ".join(result["methods"][::-1]),
         subtitle=f"{seeds} each, in {compared.folder.resolve().name}",

@@ -88,7 +88,7 @@ def _of_test_loss(run: Run, uniform: Run | None) -> Section:
             "There is no uniform run beside it to hold it against. train.py --compare uniform,importance trains both, "
             "over several seeds."
         )
-    return Section("test-loss", "Does it learn?", said, loss_pictures(curves))
+    return Section("test-loss", "Does it learn?", said, loss_pictures(curves, "with the compiling of the first step"))
 
 
 def _of_sampling(run: Run) -> Section:

@@ -32,8 +32,8 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def loss_pictures(curves: Mapping[str, Sequence[Row]]) -> list[Picture]:
-    """The test loss of these runs against steps and against seconds."""
+def loss_pictures(curves: Mapping[str, Sequence[Row]], compiling: str) -> list[Picture]:
+    """The test loss of these runs against steps and against seconds, of which ``compiling`` is part, or is not."""
     ends = "; ".join(
         f"{name} from {number(rows[0]['test_loss'])} to {number(rows[-1]['test_loss'])}"
         for name, rows in curves.items()
@@ -46,5 +46,5 @@ def loss_pictures(curves: Mapping[str, Sequence[Row]]) -> list[Picture]:
             f"Line plot of the test loss against {words}, on a logarithmic scale: {ends}.",
             f"Test loss against {words}; lower is better.",
         )
-        for across, words in (("step", "steps"), ("seconds", "seconds of training"))
+        for across, words in (("step", "steps"), ("seconds", f"seconds of training, {compiling}"))
     ]
