@@ -72,8 +72,13 @@ def draw(study: Study, task: str, title: str, path: Path) -> None:
 
 
 def _line(panel: Axes, rows: list[Row], style: drawing.Style, column: int) -> None:
-    """Median and range over the seeds; ``column`` of a curve's points is steps (0) or seconds (1)."""
-    points = np.array([row["curve"] for row in rows])  # (seeds, times, 3)
-    across, losses = np.median(points[:, :, column], axis=0), points[:, :, 2]
+    """Median and range over the seeds; ``column`` of a curve's points is steps (0) or seconds (1).
+
+    At the steps of the shortest curve; of others what lies between their points.
+    """
+    found = [np.array(row["curve"]).T for row in rows]  # (3, points) each
+    steps = min(found, key=np.size)[0]
+    across = np.median([np.interp(steps, curve[0], curve[column]) for curve in found], axis=0)
+    losses = np.array([np.interp(steps, curve[0], curve[2]) for curve in found])
     panel.plot(across, np.median(losses, axis=0), color=style.color, label=style.label, linewidth=2.2)
     panel.fill_between(across, losses.min(axis=0), losses.max(axis=0), color=style.color, alpha=0.15, linewidth=0)

@@ -192,3 +192,19 @@ def test_a_worker_trains():
     assert 0.0 < row["test_loss"] < 3.0
     assert [point[0] for point in row["curve"]] == [4, 8, 12, 16, 20]
     assert worker.process.returncode == 0
+
+
+def test_curves_of_different_lengths_meet_at_the_steps_of_the_shortest():
+    """Runs of several times are shown together, as they are kept with more points or with fewer."""
+    from matplotlib.figure import Figure
+
+    from benchmarks import learning_curves
+
+    panel = Figure().subplots()
+    rows = [{"curve": [[10, 1.0, 4.0], [20, 2.0, 2.0], [30, 3.0, 1.0]]}, {"curve": [[10, 1.0, 3.0], [30, 5.0, 2.0]]}]
+    style = learning_curves.STYLES["importance"]
+    learning_curves._line(panel, rows, style, 0)
+    learning_curves._line(panel, rows, style, 1)
+    steps, seconds = (line.get_xydata().tolist() for line in panel.lines)
+    assert steps == [[10.0, 3.5], [30.0, 1.5]]
+    assert seconds == [[1.0, 3.5], [4.0, 1.5]]
