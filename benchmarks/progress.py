@@ -41,12 +41,13 @@ def parts(total: float) -> Iterator[Advance]:
 @contextmanager
 def things(total: int) -> Iterator[Begin]:
     """Gives a function to call when one of ``total`` things begins."""
-    begun = 0
+    doing: list[str] = []
 
     def begin(what: str) -> None:
-        nonlocal begun
-        advance(what, float(begun > 0))
-        begun += 1
+        if doing:
+            advance(doing[-1], 1.0)
+        doing.append(what)
+        advance(what, 0.0)
 
     with parts(total) as advance:
         yield begin
@@ -58,11 +59,11 @@ def _lines(total: float) -> Advance:
 
     def advance(what: str, part: float) -> None:
         nonlocal done, doing
-        done += part
         if what != doing:
             doing = what
             left = "" if done <= 0.0 else f", {_words((time.monotonic() - start) * (total - done) / done)} left"
             print(f"[{done / total:.0%}{left}] {what}", file=sys.stderr, flush=True)
+        done += part
 
     return advance
 

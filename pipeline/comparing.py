@@ -309,7 +309,7 @@ def verdict(comparison: Comparison) -> str:
     tests = f"paired over {counted(comparison.seeds, 'seed')}, 95 % intervals, p after Holm"
     for name, what in (
         ("test_loss", "final test loss"),
-        ("seconds_to", f"seconds to a test loss of {comparison.target:.4g}"),
+        ("seconds_to", f"seconds to the best common test loss, {comparison.target:.4g}, which every run reached"),
     ):
         found = {method: comparison.summaries[method][name] for method in others}
         beyond = [_said(method, part) for method, part in found.items() if part.p < SIGNIFICANT]

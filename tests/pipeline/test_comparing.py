@@ -109,7 +109,7 @@ def test_the_verdict_says_what_is_beyond_chance_and_what_is_not():
     beyond, within = first.split(". Not beyond chance: ")
     assert "Beyond chance: half 0.5" in beyond
     assert within.startswith("same ")
-    assert second.startswith("Seconds to a test loss of")
+    assert second.startswith("Seconds to the best common test loss, ")
 
 
 def test_nothing_is_beyond_chance_with_one_seed():

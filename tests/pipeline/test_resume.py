@@ -116,9 +116,10 @@ def test_saving_is_no_part_of_it(unsaved, saved):
         np.testing.assert_array_equal(one, other)
 
 
-def test_compiled_by_xla(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stops", [(2,), pytest.param((1, 3), marks=pytest.mark.soak)])
+def test_compiled_by_xla(stops, tmp_path, monkeypatch):
     monkeypatch.setattr("tests.pipeline.test_resume.STEPS", 4)  # each training is compiled anew, for a second or two
-    check("importance", range(1, 4), tmp_path, jit_compile=True)
+    check("importance", stops, tmp_path, jit_compile=True)
 
 
 def test_several_steps_an_execution(tmp_path, monkeypatch):
