@@ -31,7 +31,7 @@ from .conftest import patiently, until
 def on_a_ray(with_token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In a folder in which what Ray starts finds modules, as it does in that of a program."""
     ray = pytest.importorskip("ray")
-    assert not ray.is_initialized()
+    ray.shutdown()  # of what a file that came before may have left
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     patiently(lambda: connect(None))
