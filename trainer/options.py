@@ -29,6 +29,7 @@ from trainer.config import GROUPS, KEYS, PROGRAM, Budget, Config, OptionError, a
 from trainer.samplings import SAMPLINGS, check_samplers
 from trainer.scorers import check_scorers
 
+MOST = 10_000  # seeds of a comparison, and processes
 WEIGHTED = ("importance", "ranked", "reducible")
 USED_BY = {  # the samplings that an option is for; the others are for all
     **dict.fromkeys(("priority", "gate"), ("importance",)),
@@ -165,7 +166,7 @@ def check(config: Config) -> None:
     output = config.output
     _require(config, "output", output is None or not re.match(r"[a-z0-9+.-]{2,}:/", str(output)), "a folder on a disk")
     _require(config, "epochs", config.epochs >= 1, "at least 1")
-    _require(config, "batch_size", config.batch_size >= 1, "at least 1")
+    _require(config, "batch_size", 1 <= config.batch_size < 2**31, "in 1..2147483647")
     _require(config, "learning_rate", 0 < config.learning_rate < math.inf, "above 0 and finite")
     _require(config, "warmup_steps", config.warmup_steps >= 0, "at least 0")
     _require(config, "seed", 0 <= config.seed < 2**32, "in 0..4294967295")
@@ -174,8 +175,9 @@ def check(config: Config) -> None:
     _require(config, "warmup", config.warmup >= 0, "at least 0")
     _require(config, "refresh", 0 <= config.refresh < math.inf, "at least 0 and finite")
     _require(config, "presample", 1 <= config.presample < math.inf, "at least 1 and finite")
-    _require(config, "seeds", config.seeds >= 1, "at least 1")
-    _require(config, "workers", config.workers >= 1, "at least 1")
+    _require(config, "seeds", 1 <= config.seeds <= MOST, f"in 1..{MOST}")
+    _require(config, "workers", 1 <= config.workers <= MOST, f"in 1..{MOST}")
+    _require(config, "scorers", 0 <= config.scorers <= MOST, f"in 0..{MOST}")
     finish = config.finish
     _require(config, "finish", finish is None or 0 <= finish <= 1, "in 0..1, or None")
     Budget.of(config)

@@ -119,6 +119,7 @@ def prepare(config: Config, *, trial: bool = False, workers: Workers | None = No
     from pipeline.data import load_data
     from pipeline.models import build_model
     from pipeline.training import make_reproducible, trained_loss
+    from sampler import checks
 
     try:
         data = load_data(config.dataset)
@@ -139,6 +140,8 @@ def prepare(config: Config, *, trial: bool = False, workers: Workers | None = No
             f"--scheme without_replacement cannot draw --batch-size {config.batch_size} different samples "
             f"out of {len(data)}; take a batch size of {len(data)} or less, or another scheme"
         )
+    if plan.steps >= checks.LARGEST_STEP:
+        raise OptionError(f"{plan.steps:,} steps are more than {checks.LARGEST_STEP - 1:,}; lower --epochs or --budget")
     if config.warmup_steps >= plan.steps:
         raise OptionError(f"--warmup-steps must be below the {plan.steps} steps, got {config.warmup_steps}")
     return plan

@@ -36,9 +36,7 @@ logger = logging.getLogger("train")
 
 
 def check_scorers(config: Config) -> None:
-    """Raise ``ValueError`` for what does not go together with ``--scorers``, and for a number below 0."""
-    if config.scorers < 0:
-        raise ValueError(f"--scorers must be at least 0, got {config.scorers}")
+    """Raise ``ValueError`` for what does not go together with ``--scorers``."""
     if not config.scorers:
         return
     several = config.workers > 1 or bool(os.environ.get("TF_CONFIG"))

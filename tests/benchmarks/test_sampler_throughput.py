@@ -6,8 +6,8 @@ No test here asserts how long anything takes: that is what the benchmark is for,
 from __future__ import annotations
 
 import json
-import re
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path

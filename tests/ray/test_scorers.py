@@ -383,7 +383,7 @@ def test_a_killed_scorer_is_started_again_and_a_lost_one_is_a_warning(on_ray, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scorers", "-1"], "--scorers must be at least 0, got -1"),
+        (["--scorers", "-1"], "--scorers must be in 0..10000, got -1"),
         (["--sampling", "ranked"], "--scorers does not go together with --sampling ranked: they are for importance"),
         (["--sampling", "presampled"], "--scorers does not go together with --sampling presampled"),
         (["--refresh", "0.5"], "--scorers does not go together with --refresh 0.5: they score the stalest samples"),
