@@ -53,8 +53,8 @@ METRICS = (
     Metric("train_loss", "training loss", True),
     Metric("test_accuracy", "accuracy, %", False),
     Metric("worst_class_accuracy", "worst class, %", False),
-    Metric("steps_to", "steps to best\ncommon loss", True),
-    Metric("seconds_to", "seconds to best\ncommon loss", True),
+    Metric("steps_to", "steps to best common loss", True),
+    Metric("seconds_to", "seconds to best common loss", True),
     Metric("seconds", "seconds", True),
     Metric("steps", "steps", True),
 )
@@ -133,8 +133,14 @@ def take_turns(
         steps: of each method's runs, for the time that remains.
     """
     turns = [(seed, method) for seed in seeds for method in methods]
-    runs, done = [], 0
-    with counting("comparing", sum(steps[method] for _, method in turns), unit="steps") as tell:
+    runs: list[Run] = []
+    done = 0
+
+    def doing() -> str:
+        seed, method = turns[min(len(runs), len(turns) - 1)]
+        return f"{method}, seed {seed} (run {min(len(runs) + 1, len(turns))} of {len(turns)})"
+
+    with counting(doing, sum(steps[method] for _, method in turns), unit="steps") as tell:
         for seed, method in turns:
             before = done
             outcome = train_one(method, seed, lambda step, before=before: tell(before + step))  # type: ignore[misc]
@@ -331,23 +337,27 @@ def _said(method: str, summary: Summary) -> str:
     if math.isnan(summary.against):
         return f"{method}, of which there is no figure"
     if math.isnan(summary.p):
-        return f"{method} {summary.against:.3g}"
-    return f"{method} {summary.against:.3g} ({summary.low:.3g} to {summary.high:.3g}, p = {summary.p:.2g})"
+        return f"{method} {summary.against:#.3g}"
+    return f"{method} {summary.against:#.3g} ({summary.low:#.3g} to {summary.high:#.3g}, p = {summary.p:.2g})"
 
 
 def to_tables(comparison: Comparison, title: str) -> list[Any]:
-    """Two ``rich`` tables, a row a method: means with 95 % intervals, and how they compare with the first's."""
+    """Two ``rich`` tables, a row a metric: means with 95 % intervals, and how they compare with the first's."""
     shown = [metric for metric in METRICS if _tells(comparison, metric)]
     first, *others = comparison.methods
-    means = _table(f"{title}: means over {counted(comparison.seeds, 'seed')} ± 95 %", shown)
-    for method in comparison.methods:
-        count = comparison.diverged(method)
-        name = f"{method}, {count} of {comparison.seeds} diverged" if count else method
-        means.add_row(name, *(_mean(comparison.summaries[method][metric.name], metric) for metric in shown))
-    against = _table(f"as multiples of {first}'s; accuracies as differences in points", shown)
-    for method in others:
-        against.add_row(method, *(_against(comparison.summaries[method][metric.name], metric) for metric in shown))
+    names = [_with_failures(comparison, method) for method in comparison.methods]
+    means = _table(f"{title}: means over {counted(comparison.seeds, 'seed')} ± 95 %", names)
+    against = _table(f"as multiples of {first}'s; accuracies as differences in points", others)
+    for metric in shown:
+        figures = {method: metrics[metric.name] for method, metrics in comparison.summaries.items()}
+        means.add_row(metric.heading, *(mean_of(figures[method], metric) for method in comparison.methods))
+        against.add_row(metric.heading, *(against_of(figures[method], metric) for method in others))
     return [means, against]
+
+
+def _with_failures(comparison: Comparison, method: str) -> str:
+    count = comparison.diverged(method)
+    return f"{method}, {count} of {comparison.seeds} diverged" if count else method
 
 
 def _tells(comparison: Comparison, metric: Metric) -> bool:
@@ -356,18 +366,19 @@ def _tells(comparison: Comparison, metric: Metric) -> bool:
     return any(map(math.isfinite, means)) and not (metric.name == "steps" and len(means) == 1)
 
 
-def _table(title: str, metrics: Sequence[Metric]) -> Any:
+def _table(title: str, methods: Sequence[str]) -> Any:
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    table.add_column("method", overflow="fold")
-    for metric in metrics:
-        table.add_column(metric.heading, justify="right")
+    table.add_column("", overflow="fold")
+    for method in methods:
+        table.add_column(method, justify="right", overflow="fold")
     return table
 
 
-def _mean(summary: Summary, metric: Metric) -> str:
+def mean_of(summary: Summary, metric: Metric) -> str:
+    """The mean with half the width of its interval, or a dash for what there is not."""
     if math.isnan(summary.mean):
         return "-"
     digits, scale = (".4g", 1.0) if metric.as_ratio else (".2f", 100.0)
@@ -375,11 +386,12 @@ def _mean(summary: Summary, metric: Metric) -> str:
     return mean if math.isnan(summary.half) else f"{mean} ±{scale * summary.half:.2g}"
 
 
-def _against(summary: Summary, metric: Metric) -> str:
+def against_of(summary: Summary, metric: Metric) -> str:
+    """The ratio to the first method's, or the difference from it, with its interval."""
     if math.isnan(summary.against):
         return "-"
     digits, scale = (".2f", 1.0) if metric.as_ratio else ("+.2f", 100.0)
     middle = f"{scale * summary.against:{digits}}"
     if math.isnan(summary.low):
         return middle
-    return f"{middle}\n{scale * summary.low:{digits}} to {scale * summary.high:{digits}}"
+    return f"{middle} ({scale * summary.low:{digits}} to {scale * summary.high:{digits}})"

@@ -21,6 +21,7 @@ from typing import Any
 PATIENCE = 2.0  # seconds in which nothing is shown
 EVERY = 5.0  # seconds between two lines, at least
 PART = 0.05  # of the seconds that are expected in all, between two lines
+SOON, LONG = 0.1, 30.0  # of all, or seconds, before which nothing is said of what remains: the first steps compile
 AGAIN = 0.1  # seconds between two looks of a bar
 
 
@@ -59,15 +60,15 @@ class _Shown:
         with contextlib.suppress(OSError, ValueError):  # a screen that is gone is no reason to stop reading
             if not self.asked:
                 self.asked, self.bar = True, _bar(self.what, self.total)
+            each = (now - began) / (count - before) if count > before else 0.0
+            left = ""
+            if count - before >= SOON * self.total or (each and now - began >= LONG):
+                left = f"about {_words(each * (self.total - count))} left"
             if self.bar is not None:
                 self.next = now + AGAIN if count < self.total else now
-                self.bar.update(self.bar.task_ids[0], completed=count, description=self.what())
+                self.bar.update(self.bar.task_ids[0], completed=count, description=self.what(), left=left)
             elif count < self.total and sys.stderr is not None:
-                line = f"{self.what()}: {count:,} of {self.total:,} {self.unit}"
-                each = 0.0
-                if count > before:
-                    each = (now - began) / (count - before)
-                    line += f", about {_words(each * (self.total - count))} left"
+                line = ", ".join(filter(None, [f"{self.what()}: {count:,} of {self.total:,} {self.unit}", left]))
                 self.next = now + max(EVERY, PART * each * self.total)
                 print(line, file=sys.stderr, flush=True)
 
@@ -88,13 +89,13 @@ def _bar(what: Callable[[], str], total: int) -> Any:
         return None
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     except ImportError:
         return None
     text = TextColumn("{task.description}", markup=False)  # a name may hold brackets
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (text, BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task(what(), total=total)
+    bar.add_task(what(), total=total, left="")
     bar.start()
     return bar
 

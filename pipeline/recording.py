@@ -55,8 +55,9 @@ class Clock:
 
 
 def steps_of(model: keras.Model) -> int:
-    """The steps that its optimizer has done, whether it has one replica or several."""
-    return int(model.optimizer.iterations.value.numpy())
+    """The steps that its optimizer has done, whether it has one replica or several, or gathers gradients."""
+    iterations = model.optimizer.iterations
+    return int(getattr(iterations, "value", iterations).numpy())
 
 
 class Recorder(keras.callbacks.Callback):

@@ -109,8 +109,9 @@ class Samples:
             raise NotSamples(path, f"its columns are empty or of different lengths, {sizes}")
         if not all(0 <= index < len(samples) for index in samples.shown):
             raise NotSamples(path, f"it shows samples outside 0 to {len(samples) - 1}")
-        if samples.num_classes and {samples.y.ndim, samples.prediction.ndim} != {1}:
-            raise NotSamples(path, f"of {samples.num_classes} classes, but y has shape {samples.y.shape}")
+        labels = (samples.y, samples.prediction)
+        if samples.num_classes and not all(part.ndim == 1 and part.dtype.kind in WHOLE for part in labels):
+            raise NotSamples(path, f"of {samples.num_classes} classes, but y is {samples.y.dtype} {samples.y.shape}")
         return samples
 
 

@@ -184,6 +184,25 @@ def test_a_snapshot_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, c
     assert "Traceback" not in said
 
 
+def test_a_comparison_is_not_gone_on_with(tmp_path, capsys, monkeypatch):
+    """One that was interrupted leaves its options; else a training by the defaults would begin in its folder."""
+
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.comparison.compare", interrupt)
+    assert main(["--compare", "uniform,importance", "--output", str(tmp_path), "--quiet"]) == 130
+    assert main(["--resume", "--output", str(tmp_path)]) == 2
+    assert "--resume is for a single training; a comparison begins anew" in capsys.readouterr().err
+
+
+def test_what_another_run_left_is_gone(tmp_path):
+    for name in ("comparison.json", "report.html"):
+        (tmp_path / name).write_text("{}")
+    assert main([*SMALL, "--output", str(tmp_path), "--quiet"]) == 0
+    assert not {"comparison.json", "report.html"} & {path.name for path in tmp_path.iterdir()}
+
+
 def test_resume_where_there_is_nothing_begins(whole, tmp_path, capsys):
     options = [option for option in SMALL if option != "--quiet"]
     assert main([*options, "--output", str(tmp_path), "--resume"]) == 0

@@ -67,7 +67,7 @@ def _train_one(config: Config, tell: Callable[[int], None]) -> Outcome:
 
 def execute_comparison(config: Config) -> None:
     """What the program does with ``--compare``: the plans of a dry run, or the comparison, its files and its table."""
-    from pipeline.results import counted
+    from pipeline.results import counted, write_whole
 
     if config.dry_run:
         for method in methods_of(config).values():
@@ -75,6 +75,10 @@ def execute_comparison(config: Config) -> None:
         print(f"each with {counted(config.seeds, 'seed')}")
         return
     check_folder(config.folder)
+    write_whole(config.folder / "config.yaml", to_yaml(config))  # so that --resume knows that it is a comparison
+    if not config.quiet:
+        length = config.budget or counted(config.epochs, "epoch")
+        print(f"{config.compare} on {config.dataset}: {length} each, {counted(config.seeds, 'seed')}", flush=True)
     comparison = compare(config)
     said, page = write_comparison(config, comparison)
     if not config.quiet:
@@ -107,13 +111,14 @@ def write_comparison(config: Config, comparison: Comparison) -> tuple[str, Path 
     write_whole(folder / "config.yaml", to_yaml(_with_steps(config, comparison)))
     write_whole(folder / "comparison.csv", to_csv(comparison.rows()))
     write_whole(folder / "curves.csv", to_csv(comparison.curve_rows()))
+    about = {"dataset": config.dataset, "model": config.model, "length": config.budget or f"{config.epochs}epochs"}
     try:
         from pipeline.comparison_plot import draw
 
         draw(comparison, folder / "comparison.png", config.dataset)
     except ImportError as error:
         said = f", without a picture ({error}; the extra plots has it)"
-    write_whole(folder / "comparison.json", to_json({**to_dict(comparison), "verdict": verdict(comparison)}))
+    write_whole(folder / "comparison.json", to_json({**about, **to_dict(comparison), "verdict": verdict(comparison)}))
     missing = write_report(folder) if config.report else None
     page = folder / "report.html" if config.report and missing is None else None
     return missing or said, page

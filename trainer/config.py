@@ -122,8 +122,8 @@ class Config:
     """Go on from the newest snapshot in the output folder, with the options of its config.yaml; from the beginning
     where there is none."""
     report: bool = True
-    """Whether a page for people, report.html, is written at the end, and what is known of each sample, samples.npz; it
-    needs the extra report."""
+    """A page for people, report.html, and what is known of each sample, samples.npz, are written at the end;
+    --no-report leaves them out. It needs the extra report."""
     tensorboard: bool = False
     """Whether event files for TensorBoard are written into the folder tensorboard of the output, after every epoch; it
     needs the extra tensorboard."""

@@ -150,6 +150,8 @@ def _argument(path: Path, key: str, value: Any) -> str:
     name = key.replace("-", "_")
     if name not in KEYS:
         raise OptionError(f"unknown option {key!r} in --config {path}.{_hint(name, KEYS)} There are: {', '.join(KEYS)}")
+    if isinstance(value, bool) and not isinstance(getattr(Config, name), bool):
+        raise OptionError(f"{key} in --config {path} is {value} to yaml; put a word like on or yes into quotes")
     if isinstance(value, dict | list):
         raise OptionError(f"{key} in --config {path} must be a single value, got {value!r:.60}")
     return f"--{name.replace('_', '-')}={value}"
@@ -253,8 +255,8 @@ def method_of(config: Config, text: str) -> Config:
         key = key.strip().replace("-", "_")
         if not equals or key not in METHOD_KEYS:
             raise OptionError(
-                f"{text!r} in --compare must be a sampling with option=value behind colons, got {option!r}. "
-                f"A method's own can be: {', '.join(METHOD_KEYS)}"
+                f"{text!r} in --compare must be a sampling with option=value behind colons, got {option!r}."
+                f"{_hint(key, METHOD_KEYS)} A method's own can be: {', '.join(METHOD_KEYS)}"
             )
         arguments.append(f"--{key.replace('_', '-')}={value.strip()}")
     base = _file_like(dataclasses.replace(config, compare=None, sampling=name))  # type: ignore[arg-type]

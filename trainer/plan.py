@@ -103,7 +103,7 @@ class Plan:
         else:
             also = f" ({counted(config.epochs, 'epoch')})" if config.budget is None else ""
             by = "" if self.workers is None else f" on each of {self.workers.world} workers"
-            length = f"{self.steps:,} steps of {config.batch_size}{by}{also}"
+            length = f"{counted(self.steps, 'step')} of {config.batch_size}{by}{also}"
         return (
             f"{config.sampling} on {data.name}: {length}, {len(data):,} samples to train on, {len(data.x_test):,} to "
             f"test, {kind}, {self.model.name} with {self.model.count_params():,} parameters, seed {config.seed}"

@@ -10,6 +10,7 @@ not finished, and its snapshots are not overwritten by another run.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import tempfile
 import threading
@@ -132,7 +133,8 @@ def beginning(config: Config) -> keras.callbacks.Callback:
     from pipeline.results import write_whole
 
     def begin(logs: dict[str, Any] | None) -> None:
-        (config.folder / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", "comparison.json", "report.html"):
+            (config.folder / name).unlink(missing_ok=True)
         write_whole(config.folder / "config.yaml", to_yaml(config))
 
     return keras.callbacks.LambdaCallback(on_train_begin=begin)
@@ -154,6 +156,8 @@ def caught() -> Iterator[list[int]]:
         if came:
             raise KeyboardInterrupt(number)
         came.append(number)
+        with contextlib.suppress(OSError):
+            os.write(2, b"\ninterrupted: the step is finished and saved; a second time ends at once\n")
 
     heeded = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in heeded}

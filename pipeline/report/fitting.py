@@ -23,13 +23,14 @@ import tensorflow as tf
 
 from pipeline.evaluation import by_slices
 from pipeline.feedback import LossFeedback
-from pipeline.losses import loss_of
-from pipeline.recording import Clock, steps_of
+from pipeline.losses import loss_of, unreduced
+from pipeline.recording import Clock
 from pipeline.report.writing import report
 from pipeline.results import to_csv, to_json, write_whole
 from pipeline.samples import Samples, columns_of
 from sampler import UniformSampler
 
+ACCURACIES = (*("accuracy", "acc", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy"),)
 Array = npt.NDArray[Any]
 
 
@@ -47,14 +48,15 @@ class TrainingReport(keras.callbacks.Callback):
         name: of the data set, for the title. None: the folder's.
 
     For models with one input and one output. The losses of samples are what the compiled loss says of each, that of a
-    sequence by its mean. The test loss is Keras's ``val_loss``, regularisers included: without ``validation_data`` the
-    page has none. Seconds are those of training, validation left out. A second ``fit`` goes on where the first ended.
-    After one that was interrupted, ``write()`` writes what is known.
+    sequence by the mean over its steps that no mask leaves out. The test loss is Keras's ``val_loss``, regularisers
+    included: without ``validation_data`` the page has none. Seconds are those of training, validation left out. A
+    second ``fit`` goes on where the first ended. After one that was interrupted, ``write()`` writes what is known.
 
-    Raises ``ValueError`` where ``feedback`` has no ``dynamics``, x and y are not N, or, before anything is trained, the
-    model has several inputs or outputs or no loss; ``TypeError`` where x or y is no array, ``OSError`` where the folder
-    cannot be made, and ``ImportError`` without the extra ``report``. Where the page cannot be written at the end there
-    is a ``RuntimeWarning``, and ``path`` stays None.
+    Raises ``ValueError`` where ``feedback`` has no ``dynamics``, x and y are not N, or, before anything is trained,
+    ``feedback`` does not stand before it in the list, or the model has several inputs, an output that is not one
+    tensor, or no loss; ``TypeError`` where x or y is no array, ``OSError`` where the folder cannot be made, and
+    ``ImportError`` without the extra ``report``. What goes wrong at the end is a ``RuntimeWarning``, as the model is
+    trained all the same, and ``path`` stays None; ``write()`` says it as an error.
     """
 
     def __init__(self, folder: str | Path, feedback: LossFeedback, x: Any, y: Any, *, name: str | None = None) -> None:
@@ -81,19 +83,26 @@ class TrainingReport(keras.callbacks.Callback):
         self._name = self._folder.resolve().name if name is None else name
         self._clock = Clock()
         self._history: list[dict[str, Any]] = []
+        self._steps = self._begun_at = 0
 
     # --- Keras calls these ---
 
     def set_model(self, model: keras.Model) -> None:
-        """Refuse a model of several inputs or outputs before anything is trained."""
+        """Refuse what cannot be reported of before anything is trained."""
+        if self._feedback.model is not model:
+            raise ValueError("callbacks must have the LossFeedback before its TrainingReport: [feedback, page]")
         inputs, outputs = (len(getattr(model, name, None) or [0]) for name in ("inputs", "outputs"))
-        if inputs > 1 or outputs > 1 or isinstance(model.loss, dict | list | tuple):
+        nested = isinstance(getattr(model, "output", None), dict | list | tuple)
+        if inputs > 1 or outputs > 1 or nested or isinstance(model.loss, dict | list | tuple):
             raise ValueError(
-                f"TrainingReport takes models with one input and one output; {model.name!r} has {inputs} and "
-                f"{outputs}: leave this callback out, or report of one with TrainingDynamics"
+                f"TrainingReport takes models with one input and one output, which is a tensor; {model.name!r} has "
+                f"{inputs} and {outputs}: leave this callback out, or report of one with TrainingDynamics"
             )
         loss_of(model)  # says what is wrong with the loss
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"the folder of the report, {self._folder}, cannot be made: {error}; name another") from error
         super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
@@ -105,9 +114,15 @@ class TrainingReport(keras.callbacks.Callback):
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
         self._clock.skip()
 
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
+        self._begun_at = self._steps
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
+        self._steps = self._begun_at + batch + 1  # several, with steps_per_execution
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
-        logs, step = logs or {}, steps_of(self.model)
-        row = {"epoch": len(self._history) + 1, "step": step, "seconds": self._clock.lap(), "loss": float(logs["loss"])}
+        logs, step, seconds = logs or {}, self._steps, self._clock.lap()
+        row = {"epoch": len(self._history) + 1, "step": step, "seconds": seconds, "loss": float(logs["loss"])}
         tested = {"test_loss": logs.get("val_loss"), "test_accuracy": _accuracy(logs)}
         self._history.append({**row, **tested, **self._feedback.of_epoch()})
         self._dynamics.look(step)
@@ -115,16 +130,18 @@ class TrainingReport(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
         try:
             self.write()
-        except OSError as error:  # the model is trained, whatever becomes of its report
-            warnings.warn(f"there is no report in {self._folder}: {error}", RuntimeWarning, stacklevel=2)
+        except Exception as error:  # the model is trained, whatever becomes of its report
+            said = f"there is no report in {self._folder}: {type(error).__name__}: {error}"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
 
     def write(self) -> Path:
         """Write the report of the training so far, and give its path; ``OSError`` where that fails."""
+        for name in ("comparison.json", "curve.csv"):  # of another program that wrote here
+            (self._folder / name).unlink(missing_ok=True)
         samples = self._samples()
         samples.write(self._folder / "samples.npz")
         write_whole(self._folder / "history.csv", to_csv(self._history))
         write_whole(self._folder / "losses.csv", to_csv(self._dynamics.looks))
-        (self._folder / "curve.csv").unlink(missing_ok=True)
         write_whole(self._folder / "summary.json", to_json(self._summary(samples)))
         self.path = report(self._folder)
         return self.path
@@ -132,11 +149,11 @@ class TrainingReport(keras.callbacks.Callback):
     # --- what is known at the end ---
 
     def _samples(self) -> Samples:
-        losses_of = loss_of(self.model)
+        losses_of = unreduced(self.model.loss)
 
         def of_slice(x: Array, y: Array) -> tuple[Array, Array]:
             output = self.model(tf.convert_to_tensor(x), training=False)
-            losses = losses_of(tf.convert_to_tensor(y), output)
+            losses = _of_samples(losses_of(tf.convert_to_tensor(y), output), getattr(output, "_keras_mask", None))
             return np.asarray(losses, np.float32), _likeliest(y, np.asarray(tf.cast(output, tf.float32)))
 
         losses, outputs = by_slices(of_slice, self._x, self._y)
@@ -145,7 +162,6 @@ class TrainingReport(keras.callbacks.Callback):
         return Samples.at_end(self._x, y, classes, losses, predictions, columns)
 
     def _summary(self, samples: Samples) -> dict[str, Any]:
-        last = self._history[-1] if self._history else {}
         tested: dict[str, Any] = next((row for row in reversed(self._history) if row["test_loss"] is not None), {})
         sampler = self._feedback.sampler
         return {
@@ -156,7 +172,7 @@ class TrainingReport(keras.callbacks.Callback):
             "parameters": self.model.count_params(),
             "learning_rate": float(self.model.optimizer.learning_rate),
             "epochs": len(self._history),
-            "steps": last.get("step", 0),
+            "steps": self._steps,
             "seconds": self._clock.seconds,
             "train_loss": float(samples.loss.mean(dtype=np.float64)),
             "test_loss": tested.get("test_loss"),
@@ -166,8 +182,19 @@ class TrainingReport(keras.callbacks.Callback):
 
 
 def _accuracy(logs: dict[str, Any]) -> float | None:
-    """The first accuracy of the validation, whatever it is called."""
-    return next((float(value) for name, value in logs.items() if name.startswith("val_") and "acc" in name), None)
+    """The accuracy of the validation, by the names that Keras gives it."""
+    return next((float(logs[f"val_{name}"]) for name in ACCURACIES if f"val_{name}" in logs), None)
+
+
+def _of_samples(losses: tf.Tensor, mask: Any) -> tf.Tensor:
+    """(B,) of (B, ...) losses the mean over what the mask does not leave out, where Keras has put 0."""
+    if losses.shape.rank == 1:
+        return losses
+    means = tf.reduce_mean(losses, axis=list(range(1, losses.shape.rank)))
+    if mask is None:
+        return means
+    counted = tf.reduce_mean(tf.cast(mask, means.dtype), axis=list(range(1, mask.shape.rank)))
+    return tf.math.divide_no_nan(means, counted)
 
 
 def _likeliest(y: Array, output: Array) -> Array:
@@ -179,12 +206,13 @@ def _likeliest(y: Array, output: Array) -> Array:
 def as_classes(y: Array, outputs: Array, loss: Any) -> tuple[Array, Array, int]:
     """Labels (N,) int64 and predictions (N,) int64 with the number of classes; of quantities (N, D) float32, and 0.
 
-    Classes are whole numbers where the model has an output for each; one-hot labels; and 0 and 1, or -1 and 1, under a
-    loss of two classes.
+    Classes are integers where the model has an output for each, under a sparse cross-entropy any whole numbers; one-hot
+    labels; and 0 and 1, or -1 and 1, under a loss of two classes.
     """
     labels = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     width = outputs.shape[1] if outputs.ndim == 2 else int(outputs.ndim == 1)
-    if labels.ndim == 1 and width > 1 and (labels == np.floor(labels)).all() and labels.max() < width:
+    sparse = _is_sparse(loss) or (labels.dtype.kind in "iu" and labels.min() >= 0)
+    if labels.ndim == 1 and width > 1 and sparse and (labels == np.floor(labels)).all() and labels.max() < width:
         return labels.astype(np.int64), outputs.argmax(axis=1), width
     if labels.ndim == 1 and width == 1 and (middle := _middle(loss)) is not None:
         found = set(np.unique(labels).tolist())
@@ -193,6 +221,12 @@ def as_classes(y: Array, outputs: Array, loss: Any) -> tuple[Array, Array, int]:
     if labels.ndim == 2 and y.shape == outputs.shape and ((y == 1).sum(axis=1) == 1).all() and (y != 0).sum() == len(y):
         return y.argmax(axis=1), outputs.argmax(axis=1), width
     return y.astype(np.float32).reshape(len(y), -1), outputs.reshape(len(outputs), -1), 0
+
+
+def _is_sparse(loss: Any) -> bool:
+    resolved = keras.losses.get(loss) if isinstance(loss, str) else loss
+    names = "sparse_categorical_crossentropy" in getattr(resolved, "__name__", "")
+    return names or isinstance(resolved, keras.losses.SparseCategoricalCrossentropy)
 
 
 def _middle(loss: Any) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.samples import Samples
 
 Row = dict[str, float]
 
+LARGEST = 1e300  # of a number: those beyond cannot be drawn, and a sign of damage
 NUMBER = (int, float)
 NEEDED = {"sampling": str, "dataset": str, "model": str, "parameters": int, "steps": int, "seconds": NUMBER}
 OF_TEST = {"test_loss": NUMBER, "test_accuracy": NUMBER, "worst_class_accuracy": NUMBER}
@@ -110,7 +112,8 @@ def checked(path: Path, found: Mapping[str, Any], needed: Mapping[str, Any], may
     """``NoReport`` where ``found`` lacks what is needed, or has something of another type; None stands for NaN."""
     for name, kind in {**needed, **may_have}.items():
         value = found.get(name)
-        if not (isinstance(value, kind) or (value is None and name in may_have)):
+        known = isinstance(value, kind) or (value is None and name in may_have)
+        if not known or (isinstance(value, int | float) and abs(value) > LARGEST):
             raise NoReport(f"{path} holds no result: {name} is {value!r:.80}")
 
 
@@ -139,6 +142,8 @@ def rows_of(path: Path, needed: Set[str] = frozenset(), texts: Set[str] = frozen
     except ValueError as error:
         raise NoReport(f"{path} holds something that is no number: {error}") from error
     for row, found in zip(rows, fields, strict=True):
+        if any(LARGEST < abs(value) < math.inf for value in row.values()):
+            raise NoReport(f"{path} holds a number beyond {LARGEST:g}")
         if missing := sorted((needed - row.keys()) | (texts - found.keys())):
             raise NoReport(f"{path} has a row without {', '.join(missing)}")
     return rows

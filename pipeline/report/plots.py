@@ -88,6 +88,19 @@ def _new(theme: Theme, rows: int = 1, height: float = HEIGHT, *, names: bool = F
     return figure, panels
 
 
+def _log(panel: Axes) -> None:
+    """A logarithmic axis with plain numbers, as few as matplotlib would have powers of ten."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_formatter(Plain())
+    panel.yaxis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
+
+
 def _plain(name: str) -> str:
     """A name of the user's, in which matplotlib is to see no formula."""
     return name.replace("$", r"\$")
@@ -116,7 +129,7 @@ def losses_on_test(curves: Mapping[str, Sequence[Row]], across: str, theme: Them
         if points and all("lowest" in row for row in points):
             low, high = ([max(row[end], LEAST) for row in points] for end in ("lowest", "highest"))
             panel.fill_between(where, low, high, color=color, alpha=0.15, lw=0)
-    panel.set_yscale("log")
+    _log(panel)
     panel.set_xlabel("steps" if across == "step" else "seconds of training")
     panel.set_ylabel("test loss")
     if len(curves) > 1:
@@ -135,7 +148,7 @@ def losses_over_time(rows: Sequence[Row], theme: Theme) -> Figure:
     panel.plot(steps, values["loss_0.5"], color=color, linewidth=1.8, marker=marker, label="median")
     panel.plot(steps, values["mean"], color=theme.lines[1], ls="--", lw=1.8, marker=marker, label="mean")
     panel.plot(steps, values["loss_1"], color=theme.ink, linestyle=":", lw=1.2, marker=marker, label="highest")
-    panel.set_yscale("log")
+    _log(panel)
     panel.set_xlabel("steps")
     panel.set_ylabel("loss of a sample")
     _legend(panel, theme, ncols=2)

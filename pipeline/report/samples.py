@@ -105,6 +105,11 @@ def of_map(samples: Samples) -> Section:
         "below that of all. Of the others, ambiguous: the loss rose and fell by more than its mean, so the sample was "
         "learnt late, or forgotten in between. Hard: it stayed high."
     ]
+    if region.max() >= 0 and not count["ambiguous"]:
+        said.append(
+            f"None is ambiguous: a sample was trained on {samples.drawn.mean():.1f} times on average, and it takes "
+            "more to show one that is learnt late."
+        )
     if unknown := int((region < 0).sum()):
         said.append(f"{unknown:,} samples were trained on fewer than two times, and are left out.")
     shown = picture(
@@ -123,7 +128,9 @@ def of_suspects(samples: Samples) -> Section:
     said = [
         f"{SUSPECTS}, beside this page, lists the samples by the mean of their losses in the course of the training: a "
         "model learns a wrong label last, if at all. Hard samples whose label is right stand among them; look before "
-        "you change one."
+        "you change one.",
+        f"Of the first {len(listed)} the model at the end predicts {_same(listed)} as they are labelled: those it has "
+        "learnt, by heart or because they are right.",
     ]
     cells = [
         [*(str(row[name]) for name in ("rank", "index", "label", "prediction")), *map(number, list(row.values())[4:])]
@@ -133,6 +140,10 @@ def of_suspects(samples: Samples) -> Section:
     table = Table(f"The first {len(cells)} suspects", names, cells)
     gallery = _items(samples, np.array([row["index"] for row in listed]))
     return Section("suspects", "Labels that may be wrong", said, gallery=gallery, tables=[table])
+
+
+def _same(listed: Sequence[dict[str, Any]]) -> str:
+    return str(sum(row["label"] == row["prediction"] for row in listed) or "none")
 
 
 def suspect_rows(samples: Samples, most: int = MOST_SUSPECTS) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ OF_SAMPLING = ("effective_fraction", "max_weight", "gain", "by_priority")  # col
 def of_run(run: Run, uniform: Run | None) -> Page:
     """The page of one training."""
     summary = run.summary
+    fitted = summary.get("program") == "fit"
     sections = [_of_test_loss(run, uniform)] if _tested(run) else []
     if run.history and {*OF_SAMPLING} <= run.history[-1].keys():
         sections.append(_of_sampling(run))
@@ -28,10 +29,10 @@ def of_run(run: Run, uniform: Run | None) -> Page:
     if run.samples is not None:
         sections += _of_samples(run.samples)
     facts = {
-        "test loss": number(summary.get("test_loss")),
+        "val_loss" if fitted else "test loss": number(summary.get("test_loss")),
         "test accuracy": percent(summary.get("test_accuracy")),
         "worst class": percent(summary.get("worst_class_accuracy")),
-        "training loss": number(summary.get("train_loss")),
+        "mean loss of the samples" if fitted else "training loss": number(summary.get("train_loss")),
         "steps": f"{summary['steps']:,}",
         "training took": f"{summary['seconds']:.1f} s",
     }

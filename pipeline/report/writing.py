@@ -40,7 +40,7 @@ def report(folder: str | Path, *, uniform: str | Path | None = None) -> Path:
         for picture in section.pictures:
             files.write_whole(folder / PLOTS / f"{picture.name}.png", picture.light)
             files.write_whole(folder / PLOTS / f"{picture.name}-dark.png", picture.dark)
-    write_whole(folder / REPORT, to_html(page))
+    files.write_whole(folder / REPORT, to_html(page).encode("utf-8", "replace"))
     return folder / REPORT
 
 

@@ -132,6 +132,6 @@ def test_what_is_done_may_change(monkeypatch: pytest.MonkeyPatch, capsys: Any) -
         tell(70)
     assert capsys.readouterr().err.splitlines() == [
         "epoch 1: 0 of 1,000 steps",
-        "epoch 2: 10 of 1,000 steps, about 16 min left",
+        "epoch 2: 10 of 1,000 steps",
         "epoch 3: 70 of 1,000 steps, about 16 min left",
     ]

@@ -146,6 +146,7 @@ def test_labels_of_classes(y: Any, output: Any, loss: Any, labels: list[int], pr
         ([0, 1, 1], [[0.2], [0.4], [0.9]], "mse"),  # counts
         ([3, 7, 1], [[0.2], [0.4], [0.9]], "poisson"),
         ([0.2, 1.0], [[0.2], [0.4]], "bce"),  # shares
+        ([0, -4, 1], [[6, 7], [1, 2], [0, 1]], lambda y, y_pred: y_pred[:, 0]),  # a mean and its variance
         ([7, 2, 1], [[6, 7, 8], [1, 2, 3], [0, 1, 2]], lambda y, y_pred: y_pred[:, 0]),  # three quantiles of counts
         ([[1, 1, 0], [0, 0, 1]], [[0.6, 0.7, 0.1], [0, 0, 1]], "bce"),  # several labels a sample
         ([[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0, 1]], "categorical_crossentropy"),  # soft ones
@@ -169,6 +170,19 @@ def test_a_sequence_of_classes_counts_by_its_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(samples.loss, -np.log(right).mean(axis=1), rtol=1e-4)
     np.testing.assert_array_equal(samples.prediction, output.argmax(axis=2))
     assert samples.num_classes == 0
+
+
+def test_a_mask_counts_for_each_sample_by_itself(tmp_path: Path) -> None:
+    """The loss of a sequence is the mean over its own steps, whoever its neighbours are."""
+    x = np.zeros((30, 6), "int64")
+    x[:, 0] = 1
+    x[10:, :] = 1
+    y = np.ones((30, 6, 1), "float32")
+    layers = [keras.Input((6,)), keras.layers.Embedding(3, 4, mask_zero=True), keras.layers.Dense(1)]
+    model = compiled(layers, "mse")
+    samples = fitted(model, x, y, tmp_path, epochs=1)
+    expected = (model.predict(x, verbose=0)[-1, 0, 0] - 1.0) ** 2  # of every step that counts: all have the same token
+    np.testing.assert_allclose(samples.loss, expected, rtol=1e-5)
 
 
 # --- how it is trained ---
@@ -196,6 +210,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.report.fitting.report", lambda folder: folder / "report.html")
 
 
+def _unlike(model: keras.Model) -> tuple[Any, ...]:
+    """A feedback that is not in the list, and samples."""
+    x = np.ones((4, 1), "float32")
+    return LossFeedback(model, ImportanceSampler(4), dynamics=TrainingDynamics(4)), x, x
+
+
 def history(folder: Path) -> list[dict[str, str]]:
     with (folder / "history.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -214,7 +234,9 @@ def test_epochs_without_validation_leave_the_last_test_loss(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_second_fit_goes_on(tmp_path: Path) -> None:
+    """And what a comparison had left there is gone, or its page would be shown."""
     _, _, fit = small(tmp_path)
+    (tmp_path / "comparison.json").write_text("{}")
     fit(epochs=2)
     fit()
     rows = history(tmp_path)
@@ -223,6 +245,29 @@ def test_a_second_fit_goes_on(tmp_path: Path) -> None:
     assert seconds == sorted(seconds)
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 3
     assert Samples.read(tmp_path / "samples.npz").drawn.sum() == 60
+    assert not (tmp_path / "comparison.json").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_steps_are_those_of_the_fit_even_if_gradients_are_gathered(tmp_path: Path) -> None:
+    x = np.ones((4, 1), "float32")
+    model, _, fit = small(tmp_path)
+    model.compile(keras.optimizers.Adam(0.01, gradient_accumulation_steps=2), loss="mse")
+    model.fit(x, x, verbose=0)
+    fit(epochs=3)
+    assert [row["step"] for row in history(tmp_path)] == ["2", "4", "6"]
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 6
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_accuracy_is_what_keras_calls_so(tmp_path: Path) -> None:
+    x = np.ones((4, 1), "float32")
+    metrics = [keras.metrics.MeanAbsoluteError(name="acceleration"), keras.metrics.BinaryAccuracy()]
+    model, _, fit = small(tmp_path, validation_data=(x, x))
+    model.compile("sgd", loss="mse", metrics=metrics)
+    fit()
+    accuracy = json.loads((tmp_path / "summary.json").read_text())["test_accuracy"]
+    assert accuracy == pytest.approx(model.evaluate(x, x, verbose=0, return_dict=True)["binary_accuracy"])
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -263,8 +308,11 @@ def test_a_page_that_cannot_be_written_does_not_end_the_program(
 def test_what_cannot_end_well_is_refused_before_the_training(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     model, _, fit = small(tmp_path / "file")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(OSError, match=r"cannot be made: .*; name another"):
         fit()
+    assert int(model.optimizer.iterations) == 0
+    with pytest.raises(ValueError, match=r"\[feedback, page\]"):
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), callbacks=[TrainingReport(tmp_path, *_unlike(model))])
     assert int(model.optimizer.iterations) == 0
     model, _, fit = small(tmp_path, loss=None)
     with pytest.raises(ValueError, match="not compiled with a loss"):
@@ -286,6 +334,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_several_outputs_are_refused_before_the_training(tmp_path: Path) -> None:
     put = keras.Input((1,))
+    named = keras.Model(put, {"a": keras.layers.Dense(1, name="a")(put)})
+    named.compile("sgd", loss="mse")
+    sampler, x = ImportanceSampler(10), np.zeros((10, 1))
+    feedback = LossFeedback(named, sampler, dynamics=TrainingDynamics(10))
+    train = importance_dataset((x, x), sampler, 5)
+    with pytest.raises(ValueError, match="one output, which is a tensor"):
+        named.fit(train, callbacks=[feedback, TrainingReport(tmp_path, feedback, x, x)], shuffle=False, verbose=0)
     two = keras.Model(put, {"a": keras.layers.Dense(1, name="a")(put), "b": keras.layers.Dense(1, name="b")(put)})
     two.compile("sgd", loss={"a": "mse", "b": "mse"})
     sampler, x = ImportanceSampler(10), np.zeros((10, 1))

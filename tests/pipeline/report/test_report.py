@@ -207,6 +207,9 @@ def test_of_a_comparison(tmp_path: Path) -> None:
     seen = Seen((folder / "report.html").read_text())
     verdict = json.loads((folder / "comparison.json").read_text())["verdict"].splitlines()[0]
     assert verdict in seen.words
+    assert "dataset digits, model linear, length 2epochs, 2 seeds each" in seen.words
+    mean = json.loads((folder / "comparison.json").read_text())["summaries"]["importance"]["test_loss"]["mean"]
+    assert f"{mean:.4g} ±" in seen.words
     assert (folder / "plots" / "test-loss-step.png").exists()
 
 
@@ -279,6 +282,7 @@ def test_a_summary_of_something_else_is_said(name: str, value: Any, copied: Path
         ("summary.json", "\ud800", "cannot be read"),
         ("summary.json", '{"sampler": []}', "holds no result"),
         ("history.csv", "epoch,step\n1\n", "different lengths"),
+        ("history.csv", "epoch,step,gain\n1,2,1e308\n", "a number beyond 1e[+]300"),
         ("history.csv", "epoch,step\n1,2,3\n", "different lengths"),
         ("history.csv", "epoch,loss\n1,2\n", "a row without step"),
         ("curve.csv", "step,test_loss\n1,2\n", "a row without seconds"),
@@ -293,6 +297,24 @@ def test_damaged_files_are_said(name: str, text: str, said: str, copied: Path) -
     (copied / name).write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(NoReport, match=said):
         report(copied)
+
+
+@pytest.mark.parametrize("name", ["seconds", "test_loss", "learning_rate"])
+def test_numbers_that_are_none_are_said(name: str, copied: Path) -> None:
+    changed(copied / "summary.json", **{name: -(10**400)})
+    with pytest.raises(NoReport, match=f"{name} is -1000"):
+        report(copied)
+
+
+def test_half_of_a_surrogate_is_shown_as_a_question(copied: Path) -> None:
+    changed(copied / "summary.json", dataset="a\udcff")
+    assert "on a?" in report(copied).read_text()
+
+
+def test_a_comparison_without_losses_or_means_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text('{"methods": ["uniform", "other"], "seeds": [0]}')
+    (tmp_path / "curves.csv").write_text("method,step,seconds\nuniform,1,2\n")
+    assert "other against uniform" in Seen(report(tmp_path).read_text()).words
 
 
 def test_damaged_curves_of_a_comparison_are_said(tmp_path: Path) -> None:
@@ -315,6 +337,7 @@ def test_damaged_curves_of_a_comparison_are_said(tmp_path: Path) -> None:
         {"shown": np.array([-1]), "shown_x": np.zeros((1, 8, 8))},
         {"shown_x": np.array([None])},
         {"prediction": np.zeros((280, 2))},
+        {"y": np.full(280, 0.5)},
         dict.fromkeys(("y", "loss", "prediction", "drawn", "mean", "deviation"), np.zeros(0)),
     ],
 )
