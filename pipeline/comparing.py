@@ -382,8 +382,10 @@ def mean_of(summary: Summary, metric: Metric) -> str:
     if math.isnan(summary.mean):
         return "-"
     digits, scale = (".4g", 1.0) if metric.as_ratio else (".2f", 100.0)
-    mean = f"{scale * summary.mean:{digits}}"
-    return mean if math.isnan(summary.half) else f"{mean} ±{scale * summary.half:.2g}"
+    mean, half = f"{scale * summary.mean:{digits}}", scale * summary.half
+    if math.isnan(half):
+        return mean
+    return f"{mean} ±{half:.2g}" if half < 100 else f"{mean} ±{half:.0f}"
 
 
 def against_of(summary: Summary, metric: Metric) -> str:
