@@ -20,6 +20,7 @@ from trainer.config import Budget, Config, to_yaml
 from trainer.options import check, methods_of
 from trainer.plan import in_steps, prepare
 from trainer.saving import check_folder, write_report
+from trainer.telling import say
 
 if TYPE_CHECKING:
     from pipeline.comparing import Comparison
@@ -78,14 +79,14 @@ def execute_comparison(config: Config) -> None:
     write_whole(config.folder / "config.yaml", to_yaml(config))  # so that --resume knows that it is a comparison
     if not config.quiet:
         length = config.budget or counted(config.epochs, "epoch")
-        print(f"{config.compare} on {config.dataset}: {length} each, {counted(config.seeds, 'seed')}", flush=True)
+        say(f"{config.compare} on {config.dataset}: {length} each, {counted(config.seeds, 'seed')}")
     comparison = compare(config)
     said, page = write_comparison(config, comparison)
     if not config.quiet:
         _print_comparison(config, comparison)
-        print(f"\nwritten to {config.folder}{said}")
+        say(f"\nwritten to {config.folder}{said}")
         if page is not None:
-            print(f"to look at {page}")
+            say(f"to look at {page}")
 
 
 def _print_comparison(config: Config, comparison: Comparison) -> None:
