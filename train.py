@@ -127,13 +127,20 @@ def run(config: Config, *, callbacks: Sequence[keras.callbacks.Callback] = ()) -
 
 def _execute(config: Config) -> None:
     import_tensorflow()
+    from pipeline.progress import silence
+
     workers = workers_of(config)
-    if config.compare is not None:
-        execute_comparison(config)
-        return
-    first = workers is None or workers.rank == 0
-    if not first:
+    if workers is not None and workers.rank > 0:
         config = replace(config, quiet=True)  # the first one speaks for all
+    with silence(config.quiet):
+        if config.compare is not None:
+            execute_comparison(config)
+        else:
+            _execute_training(config, workers)
+
+
+def _execute_training(config: Config, workers: Workers | None) -> None:
+    first = workers is None or workers.rank == 0
     if not config.dry_run:
         check_unfinished(config, workers)
     plan = prepare(config if config.dry_run else in_steps(config), workers=workers)

@@ -13,6 +13,7 @@ a terminal and ``rich`` is installed; else a line every five seconds, or every t
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,18 +26,36 @@ SOON, LONG = 0.1, 30.0  # of all, or seconds, before which nothing is said of wh
 AGAIN = 0.1  # seconds between two looks of a bar
 
 
+_hidden = contextvars.ContextVar("_hidden", default=False)
+
+
 @contextlib.contextmanager
 def counting(what: str | Callable[[], str], total: int, unit: str = "elements") -> Iterator[Callable[[int], None]]:
     """Gives a function to call with the number of elements, or of what ``unit`` says, done so far, of ``total``.
 
     What is done may change meanwhile: then ``what`` is a function, which is asked when it is shown. A call that shows
-    nothing looks at the clock and no more, so it may come with every step.
+    nothing looks at the clock and no more, so it may come with every step. What is counted inside is not shown: it is a
+    part of this.
     """
+    if _hidden.get():
+        yield lambda count: None
+        return
     shown = _Shown(what, total, unit)
     try:
-        yield shown.tell
+        with silence():
+            yield shown.tell
     finally:
         shown.close()
+
+
+@contextlib.contextmanager
+def silence(wanted: bool = True) -> Iterator[None]:
+    """Nothing is shown inside, where that is ``wanted``."""
+    before = _hidden.set(wanted or _hidden.get())
+    try:
+        yield
+    finally:
+        _hidden.reset(before)
 
 
 class _Shown:

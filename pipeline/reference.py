@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data import Data
+from pipeline.progress import counting
 from pipeline.refresh import score_all
 from pipeline.training import make_reproducible, train
 from sampler import UniformSampler
@@ -41,17 +42,21 @@ def held_out_losses(
         batch_size, options: as for ``train``.
         seed: fixes the halves, the first weights and the draws.
 
-    Takes 2 · steps steps of training and a forward pass over the data. ``ValueError`` for a single sample.
+    Takes 2 · steps steps of training and a forward pass over the data, and tells how far it is. ``ValueError`` for a
+    single sample.
     """
     if len(data) < 2:
         raise ValueError("a reference needs at least 2 samples, one for each half, got 1")
     halves = np.array_split(np.random.default_rng(seed).permutation(len(data)), 2)
     losses = np.empty(len(data), np.float32)
-    for place, (seen, unseen) in enumerate((halves, halves[::-1])):
-        make_reproducible(seed)
-        half = replace(data, x=data.x[seen], y=data.y[seen])
-        model = build(half)
-        sampler = UniformSampler(len(half), feedback_lag=4, seed=seed + place)
-        train(half, model, sampler, steps=steps, batch_size=batch_size, **options)
-        losses[unseen] = score_all(model, (data.x[unseen], data.y[unseen]))
+    with counting("training a reference on each half of the data", 2 * steps, unit="steps") as tell:
+        done = iter(range(1, 2 * steps + 1))
+        progress = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tell(next(done)))
+        for place, (seen, unseen) in enumerate((halves, halves[::-1])):
+            make_reproducible(seed)
+            half = replace(data, x=data.x[seen], y=data.y[seen])
+            model = build(half)
+            sampler = UniformSampler(len(half), feedback_lag=4, seed=seed + place)
+            train(half, model, sampler, steps=steps, batch_size=batch_size, callbacks=[progress], **options)
+            losses[unseen] = score_all(model, (data.x[unseen], data.y[unseen]))
     return losses

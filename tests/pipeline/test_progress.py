@@ -135,3 +135,21 @@ def test_what_is_done_may_change(monkeypatch: pytest.MonkeyPatch, capsys: Any) -
         "epoch 2: 10 of 1,000 steps",
         "epoch 3: 70 of 1,000 steps, about 16 min left",
     ]
+
+
+def test_what_is_counted_inside_is_a_part_and_silence_is_kept(impatient: None, capsys: Any) -> None:
+    with progress.counting("all", 2, "runs") as tell:
+        tell(0)
+        with progress.counting("a part", 10) as tell_part:
+            tell_part(0)
+            tell_part(5)
+        tell(1)
+    with progress.silence(), progress.counting("nobody asks", 10) as tell:
+        tell(1)
+    with progress.silence(False), progress.counting("again", 10) as tell:
+        tell(1)
+    told = capsys.readouterr().err
+    assert "all: 0 of 2 runs" in told
+    assert "again: 1 of 10 elements" in told
+    assert "a part" not in told
+    assert "nobody asks" not in told
