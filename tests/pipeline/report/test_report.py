@@ -111,13 +111,18 @@ def test_wrong_labels_are_the_first_suspects(sampling: str, tmp_path: Path) -> N
     y[wrong] = (y[wrong] + rng.integers(1, 10, wrong.size)) % 10
     np.savez(tmp_path / "noisy.npz", x=data.x, y=y, x_test=data.x_test, y_test=data.y_test)
     options = ("--dataset", f"npz:{tmp_path / 'noisy.npz'}", "--sampling", sampling, "--epochs", "8")
-    with (trained(tmp_path / "run", *options) / "suspects.csv").open() as file:
+    folder = trained(tmp_path / "run", *options)
+    with (folder / "suspects.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["rank"]) for row in rows] == list(range(1, len(data) + 1))
     assert sorted(int(row["index"]) for row in rows) == list(range(len(data)))
     first = {int(row["index"]) for row in rows[: len(data) // 10]}
     assert len(first & set(wrong.tolist())) >= 0.8 * wrong.size
     assert all(int(row["label"]) == y[int(row["index"])] for row in rows)
+    same = sum(row["label"] == row["prediction"] for row in rows[:20])
+    assert (
+        f"the model at the end predicts {same or 'none'} as they are labelled" in (folder / "report.html").read_text()
+    )
 
 
 def test_weights_bring_every_class_back_to_its_share(longtail: Path) -> None:
@@ -208,8 +213,10 @@ def test_of_a_comparison(tmp_path: Path) -> None:
     verdict = json.loads((folder / "comparison.json").read_text())["verdict"].splitlines()[0]
     assert verdict in seen.words
     assert "dataset digits, model linear, length 2epochs, 2 seeds each" in seen.words
-    mean = json.loads((folder / "comparison.json").read_text())["summaries"]["importance"]["test_loss"]["mean"]
-    assert f"{mean:.4g} ±" in seen.words
+    found = json.loads((folder / "comparison.json").read_text())["summaries"]["importance"]
+    assert f"{found['test_loss']['mean']:.4g} ±" in seen.words
+    ratio = "{against:.2f} ({low:.2f} to {high:.2f})".format(**found["seconds"])
+    assert ratio in seen.words
     assert (folder / "plots" / "test-loss-step.png").exists()
 
 
