@@ -91,7 +91,7 @@ def test_a_worker_is_killed_all_are_started_again_told_to_end_and_go_on(command:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--workers", "0"], "--workers must be at least 1"),
+        (["--workers", "0"], "--workers must be in 1..10000"),
         (["--workers", "2", "--compare", "uniform,importance"], "--compare uniform,importance is for one process"),
         (["--workers", "2", "--budget", "5s"], "--budget 5s is for one process"),
         (["--workers", "2", "--sampling", "presampled"], "--sampling presampled is for one process"),
