@@ -347,7 +347,7 @@ def to_tables(comparison: Comparison, title: str) -> list[Any]:
     first, *others = comparison.methods
     names = [_with_failures(comparison, method) for method in comparison.methods]
     means = _table(f"{title}: means over {counted(comparison.seeds, 'seed')} ± 95 %", names)
-    against = _table(f"as multiples of {first}'s; accuracies as differences in points", others)
+    against = _table(f"as multiples of {first}'s; accuracies: differences", others)
     for metric in shown:
         figures = {method: metrics[metric.name] for method, metrics in comparison.summaries.items()}
         means.add_row(metric.heading, *(mean_of(figures[method], metric) for method in comparison.methods))
