@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -141,6 +142,9 @@ def test_tables_show_every_method_and_leave_out_what_nobody_has():
     assert "accuracy" not in text.replace("accuracies", "")
     assert text.count("uniform ") == 1
     assert "0.55 ±0.64" in text  # t(.975, 1) = 12.706 times .05
+    middle, low, high = re.search(r"test loss +([\d.]+) \(([\d.]+) to ([\d.]+)\)", text).groups()
+    assert middle == "0.52"  # the root of .5 times .6 / 1.1
+    assert float(low) < 0.52 < float(high)
     assert "…" not in text
 
 
