@@ -36,6 +36,7 @@ from pipeline.statistics import holm, paired_p_value, t_interval
 
 LEAST_LOSS = 1e-30  # a loss below it counts as this in a ratio
 SIGNIFICANT = 0.05
+AGAINST = "as multiples of {}'s; accuracies: differences"  # heading of a table
 
 Row = dict[str, Any]
 
@@ -343,16 +344,22 @@ def _said(method: str, summary: Summary) -> str:
 
 def to_tables(comparison: Comparison, title: str) -> list[Any]:
     """Two ``rich`` tables, a row a metric: means with 95 % intervals, and how they compare with the first's."""
-    shown = [metric for metric in METRICS if _tells(comparison, metric)]
     first, *others = comparison.methods
     names = [_with_failures(comparison, method) for method in comparison.methods]
-    means = _table(f"{title}: means over {counted(comparison.seeds, 'seed')} ± 95 %", names)
-    against = _table(f"as multiples of {first}'s; accuracies: differences", others)
-    for metric in shown:
-        figures = {method: metrics[metric.name] for method, metrics in comparison.summaries.items()}
-        means.add_row(metric.heading, *(mean_of(figures[method], metric) for method in comparison.methods))
-        against.add_row(metric.heading, *(against_of(figures[method], metric) for method in others))
-    return [means, against]
+    headings = (f"{title}: means over {counted(comparison.seeds, 'seed')} ± 95 %", AGAINST.format(first))
+    cells = cells_of(comparison.summaries)
+    return [_table(*parts) for parts in zip(headings, (names, others), cells, strict=True)]
+
+
+def cells_of(summaries: Mapping[str, Mapping[str, Summary]]) -> tuple[list[list[str]], list[list[str]]]:
+    """Of both tables the rows, by method and metric: a heading, and a cell a method, the second without the first."""
+    means, against = [], []
+    for metric in METRICS:
+        figures = [of_method[metric.name] for of_method in summaries.values()]
+        if _tells(figures, metric):
+            means.append([metric.heading, *(_mean(one, metric) for one in figures)])
+            against.append([metric.heading, *(_against(one, metric) for one in figures[1:])])
+    return means, against
 
 
 def _with_failures(comparison: Comparison, method: str) -> str:
@@ -360,13 +367,13 @@ def _with_failures(comparison: Comparison, method: str) -> str:
     return f"{method}, {count} of {comparison.seeds} diverged" if count else method
 
 
-def _tells(comparison: Comparison, metric: Metric) -> bool:
+def _tells(figures: Sequence[Summary], metric: Metric) -> bool:
     """Whether there are figures of it; equal numbers of steps were asked for, and tell nothing."""
-    means = {metrics[metric.name].mean for metrics in comparison.summaries.values()}
+    means = {one.mean for one in figures}
     return any(map(math.isfinite, means)) and not (metric.name == "steps" and len(means) == 1)
 
 
-def _table(title: str, methods: Sequence[str]) -> Any:
+def _table(title: str, methods: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     from rich import box
     from rich.table import Table
 
@@ -374,10 +381,12 @@ def _table(title: str, methods: Sequence[str]) -> Any:
     table.add_column("", overflow="fold")
     for method in methods:
         table.add_column(method, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def mean_of(summary: Summary, metric: Metric) -> str:
+def _mean(summary: Summary, metric: Metric) -> str:
     """The mean with half the width of its interval, or a dash for what there is not."""
     if math.isnan(summary.mean):
         return "-"
@@ -388,7 +397,7 @@ def mean_of(summary: Summary, metric: Metric) -> str:
     return f"{mean} ±{half:.2g}" if half < 100 else f"{mean} ±{half:.0f}"
 
 
-def against_of(summary: Summary, metric: Metric) -> str:
+def _against(summary: Summary, metric: Metric) -> str:
     """The ratio to the first method's, or the difference from it, with its interval."""
     if math.isnan(summary.against):
         return "-"

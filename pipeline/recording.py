@@ -10,8 +10,9 @@ It stands behind the feedback in the list, which is told first.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,12 @@ def steps_of(model: keras.Model) -> int:
     """The steps that its optimizer has done, whether it has one replica or several, or gathers gradients."""
     iterations = model.optimizer.iterations
     return int(getattr(iterations, "value", iterations).numpy())
+
+
+def telling_steps(tell: Callable[[int], None]) -> keras.callbacks.Callback:
+    """A callback that calls ``tell`` after each batch with how many there were, of all calls of ``fit`` together."""
+    done = itertools.count(1)
+    return keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tell(next(done)))
 
 
 class Recorder(keras.callbacks.Callback):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pipeline.data import Data
 from pipeline.progress import counting
+from pipeline.recording import telling_steps
 from pipeline.refresh import score_all
 from pipeline.training import make_reproducible, train
 from sampler import UniformSampler
@@ -50,8 +51,7 @@ def held_out_losses(
     halves = np.array_split(np.random.default_rng(seed).permutation(len(data)), 2)
     losses = np.empty(len(data), np.float32)
     with counting("training a reference on each half of the data", 2 * steps, unit="steps") as tell:
-        done = iter(range(1, 2 * steps + 1))
-        progress = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tell(next(done)))
+        progress = telling_steps(tell)
         for place, (seen, unseen) in enumerate((halves, halves[::-1])):
             make_reproducible(seed)
             half = replace(data, x=data.x[seen], y=data.y[seen])

@@ -53,15 +53,14 @@ def _train_one(config: Config, tell: Callable[[int], None]) -> Outcome:
     """One run of a comparison; one that diverges has losses that are not a number."""
     import keras
 
+    from pipeline.recording import telling_steps
     from pipeline.training import diverged
     from sampler import DivergedError
 
     keras.utils.clear_session()
     plan = prepare(config)
-    done = iter(range(1, plan.steps + 1))
-    progress = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tell(next(done)))
     try:
-        return plan.train([progress])
+        return plan.train([telling_steps(tell)])
     except DivergedError:
         return diverged(plan.steps)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from pipeline.comparing import METRICS, Summary, against_of, mean_of
+from pipeline.comparing import AGAINST, cells_of
 from pipeline.report import plots
 from pipeline.report.folder import Compared, Row
 from pipeline.report.page import Page, Section, Table
@@ -35,7 +34,7 @@ def of_comparison(compared: Compared) -> Page:
         "Does it pay?",
         lines,
         loss_pictures(shown, "without the first step, which compiles"),
-        tables=[*_means(result), table],
+        tables=[*_means(compared), table],
         after=after,
     )
     return Page(
@@ -45,30 +44,15 @@ def of_comparison(compared: Compared) -> Page:
     )
 
 
-def _means(result: Mapping[str, Any]) -> list[Table]:
+def _means(compared: Compared) -> list[Table]:
     """What the terminal has: means over the seeds, and how they compare with the first method's."""
-    first, *others = result["methods"]
-    found = {method: summaries_of(result, method) for method in result["methods"]}
-    shown = [one for one in METRICS if any(math.isfinite(part[one.name].mean) for part in found.values())]
-    means = [[one.heading, *(mean_of(found[method][one.name], one) for method in result["methods"])] for one in shown]
-    against = [[one.heading, *(against_of(found[method][one.name], one) for method in others)] for one in shown]
+    first, *others = compared.summaries
+    means, against = cells_of(compared.summaries)
+    heading = AGAINST.format(first)
     return [
-        Table("Means over the seeds, with 95 % intervals", ["", *result["methods"]], means),
-        Table(f"As multiples of {first}'s; accuracies as differences in points", ["", *others], against),
+        Table("Means over the seeds, with 95 % intervals", ["", first, *others], means),
+        Table(heading[0].upper() + heading[1:], ["", *others], against),
     ]
-
-
-def summaries_of(result: Mapping[str, Any], method: str) -> dict[str, Summary]:
-    """By metric, as they stand in ``comparison.json``; without figures where they are not there."""
-    found = result.get("summaries", {}).get(method, {})
-    return {
-        one.name: Summary(**{part: _or_nan(found.get(one.name, {}).get(part)) for part in Summary._fields})
-        for one in METRICS
-    }
-
-
-def _or_nan(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def mean_curve(rows: Sequence[Mapping[str, str]], method: str) -> list[Row]:

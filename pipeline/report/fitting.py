@@ -211,7 +211,8 @@ def as_classes(y: Array, outputs: Array, loss: Any) -> tuple[Array, Array, int]:
     """
     labels = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     width = outputs.shape[1] if outputs.ndim == 2 else int(outputs.ndim == 1)
-    sparse = _is_sparse(loss) or (labels.dtype.kind in "iu" and labels.min() >= 0)
+    sparse = any("sparsecategoricalcrossentropy" in name for name in _names(loss))
+    sparse = sparse or (labels.dtype.kind in "iu" and labels.min() >= 0)
     if labels.ndim == 1 and width > 1 and sparse and (labels == np.floor(labels)).all() and labels.max() < width:
         return labels.astype(np.int64), outputs.argmax(axis=1), width
     if labels.ndim == 1 and width == 1 and (middle := _middle(loss)) is not None:
@@ -223,19 +224,19 @@ def as_classes(y: Array, outputs: Array, loss: Any) -> tuple[Array, Array, int]:
     return y.astype(np.float32).reshape(len(y), -1), outputs.reshape(len(outputs), -1), 0
 
 
-def _is_sparse(loss: Any) -> bool:
-    resolved = keras.losses.get(loss) if isinstance(loss, str) else loss
-    names = "sparse_categorical_crossentropy" in getattr(resolved, "__name__", "")
-    return names or isinstance(resolved, keras.losses.SparseCategoricalCrossentropy)
-
-
 def _middle(loss: Any) -> float | None:
     """From which output on a loss of two classes takes a sample for the second; None for other losses."""
-    resolved = keras.losses.get(loss) if isinstance(loss, str) else loss
-    name = getattr(resolved, "__name__", "")
-    if isinstance(resolved, keras.losses.Hinge | keras.losses.SquaredHinge) or name in {"hinge", "squared_hinge"}:
+    names = _names(loss)
+    if names & {"hinge", "squaredhinge"}:
         return 0.0
-    crossentropies = keras.losses.BinaryCrossentropy | keras.losses.BinaryFocalCrossentropy
-    if isinstance(resolved, crossentropies) or name in {"binary_crossentropy", "binary_focal_crossentropy"}:
-        return 0.0 if getattr(resolved, "from_logits", False) else 0.5
+    if names & {"binarycrossentropy", "binaryfocalcrossentropy"}:
+        return 0.0 if getattr(loss, "from_logits", False) else 0.5
     return None
+
+
+def _names(loss: Any) -> set[str]:
+    """A loss's name and those of its bases, alike for classes and functions: ``binarycrossentropy``."""
+    resolved = keras.losses.get(loss) if isinstance(loss, str) else loss
+    own = getattr(resolved, "__name__", None)
+    found = [kind.__name__ for kind in type(resolved).__mro__] if own is None else [own]
+    return {name.lower().replace("_", "") for name in found}

@@ -11,11 +11,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.comparing import METRICS, Summary
 from pipeline.samples import Samples
 
 Row = dict[str, float]
@@ -74,12 +75,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison has written: the runs, their curves, and what was found."""
+    """What a comparison has written: the runs, their curves, and what was found, by method and metric too."""
 
     folder: Path
     result: dict[str, Any]
     runs: list[dict[str, str]]
     curves: list[dict[str, str]]
+    summaries: dict[str, dict[str, Summary]]
 
     @classmethod
     def read(cls, folder: Path) -> Compared | None:
@@ -87,12 +89,29 @@ class Compared:
         result = json_of(folder / "comparison.json")
         if result is None:
             return None
-        checked(folder / "comparison.json", result, {"methods": list, "seeds": list}, {})
-        if not all(isinstance(method, str) for method in result["methods"]):
-            raise NoReport(f"{folder / 'comparison.json'} holds no result: its methods have no names")
-        rows_of(folder / "curves.csv", {"step", "seconds"}, texts={"method"})
-        rows_of(folder / "comparison.csv", {"seed"}, texts={"method"})
-        return cls(folder, result, fields_of(folder / "comparison.csv"), fields_of(folder / "curves.csv"))
+        path, methods = folder / "comparison.json", result.get("methods")
+        checked(path, result, {"methods": list, "seeds": list}, {"summaries": dict})
+        if not methods or not all(isinstance(method, str) for method in methods):
+            raise NoReport(f"{path} holds no result: its methods have no names")
+        found = result.get("summaries") or {}
+        checked(path, found, {}, dict.fromkeys(methods, dict))
+        summaries = {method: _summaries(path, found.get(method) or {}) for method in methods}
+        runs, curves = fields_of(folder / "comparison.csv"), fields_of(folder / "curves.csv")
+        numbers_of(folder / "comparison.csv", runs, {"seed"}, texts={"method"})
+        numbers_of(folder / "curves.csv", curves, {"step", "seconds"}, texts={"method"})
+        return cls(folder, result, runs, curves, summaries)
+
+
+def _summaries(path: Path, found: Mapping[str, Any]) -> dict[str, Summary]:
+    """Of one method, by metric; NaN where there is no figure. ``NoReport`` for what is none."""
+    checked(path, found, {}, {metric.name: dict for metric in METRICS})
+    summaries = {}
+    for metric in METRICS:
+        parts = found.get(metric.name) or {}
+        checked(path, parts, {}, dict.fromkeys(Summary._fields, NUMBER))
+        values = (parts.get(name) for name in Summary._fields)
+        summaries[metric.name] = Summary(*(math.nan if value is None else value for value in values))
+    return summaries
 
 
 def json_of(path: Path) -> dict[str, Any] | None:
@@ -131,12 +150,18 @@ def fields_of(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def rows_of(path: Path, needed: Set[str] = frozenset(), texts: Set[str] = frozenset()) -> list[Row]:
+def rows_of(path: Path, needed: Set[str]) -> list[Row]:
+    """The rows of a CSV file as ``numbers_of`` has them, none where there is no file."""
+    return numbers_of(path, fields_of(path), needed)
+
+
+def numbers_of(
+    path: Path, fields: Sequence[Mapping[str, str]], needed: Set[str], texts: Set[str] = frozenset()
+) -> list[Row]:
     """The rows of a CSV file as numbers, without ``texts``; what is empty is left out of its row.
 
     ``NoReport`` where there is anything else in it, or a row has not what is ``needed``.
     """
-    fields = fields_of(path)
     try:
         rows = [{name: float(value) for name, value in row.items() if value and name not in texts} for row in fields]
     except ValueError as error:

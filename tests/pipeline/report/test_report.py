@@ -298,6 +298,15 @@ def test_a_summary_of_something_else_is_said(name: str, value: Any, copied: Path
         ("losses.csv", "step,mean\n1," + "1" * 200_000 + "\n", "cannot be read"),
         ("comparison.json", "{}", "holds no result: methods is None"),
         ("comparison.json", '{"methods": [1], "seeds": []}', "no names"),
+        ("comparison.json", '{"methods": [], "seeds": []}', "no names"),
+        ("comparison.json", '{"methods": ["a"], "seeds": [0], "summaries": []}', "summaries is"),
+        ("comparison.json", '{"methods": ["a"], "seeds": [0], "summaries": {"a": [1]}}', r"a is \[1\]"),
+        ("comparison.json", '{"methods": ["a"], "seeds": [0], "summaries": {"a": {"steps": 3}}}', "steps is 3"),
+        (
+            "comparison.json",
+            '{"methods": ["a"], "seeds": [0], "summaries": {"a": {"steps": {"mean": 1%s}}}}' % ("0" * 400),
+            "mean is 1000",
+        ),
     ],
 )
 def test_damaged_files_are_said(name: str, text: str, said: str, copied: Path) -> None:
